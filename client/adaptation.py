@@ -1,0 +1,183 @@
+"""Private adaptation: fit the whole model to the platform's own users, from nothing or from the
+shared model.
+
+Everything here looks at the platform's raw interactions without noise, and none of it is ever
+released: not the item vectors it ends with, not a loss, not the number of epochs. Training for a
+release never reads it back (a user's released gradient would then depend on other users).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from client.trainer import blocks_of_users, user_batch
+from common.evaluation.metrics import evaluate
+from common.models.losses import LOSSES
+from common.models.ncf import SharedNcf, initialise
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from torch import Tensor
+
+    from client.user_vectors import UserVectors
+    from common.models.ncf import NcfConfig
+    from common.models.partition import Arrays
+
+LEARNING_RATE = 0.02
+DROPOUT = 0.5
+WEIGHT_DECAY = 0.06
+BATCH_USERS = 512
+EPOCHS_PER_CHECK = 4
+PATIENCE = 3
+CUTOFF = 10
+USER_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PersonalModel:
+    """A platform's own model: item parameters of its listed items, and one vector per user."""
+
+    config: NcfConfig
+    """The model."""
+    items: Arrays
+    """Named like the shared parameters, restricted to the platform's listing."""
+    user_vectors: np.ndarray
+    """[num_users, user_dim] float32."""
+    validation_ndcg: float
+    """NDCG@10 on the validation users; chooses between models, and stays on the platform."""
+
+    def scores(self, users: np.ndarray) -> np.ndarray:
+        """Scores of all listed items for ``users`` (row numbers): float32 [B, num_listed]."""
+        model = SharedNcf(self.config, len(self.items["items.bias"]))
+        model.load_state_dict({name: torch.from_numpy(a) for name, a in self.items.items()})
+        with torch.inference_mode():
+            scores: np.ndarray = model.score_all(torch.from_numpy(self.user_vectors[users])).numpy()
+        return scores
+
+
+def fit_personal_model(
+    config: NcfConfig,
+    interactions: csr_matrix,
+    validation: csr_matrix,
+    *,
+    max_epochs: int,
+    seed: int,
+    shared: Arrays | None = None,
+    user_vectors: np.ndarray | None = None,
+) -> PersonalModel:
+    """Fit item parameters and user vectors by Adam; keep the epoch that validates best.
+
+    Without ``shared`` this is what the platform can do alone. With it, items start at the shared
+    parameters and weight decay pulls them back there, so that what is learned on top is the
+    private residual per item.
+
+    Args:
+        config: the model.
+        interactions: [num_users, num_listed] to fit.
+        validation: same shape, held-out items of the validation users; may be empty, then the
+            last epoch is kept.
+        max_epochs: upper bound on passes over the users.
+        seed: initialisation, batches, dropout; no guarantee hangs on it.
+        shared: shared parameters of the listed items, or None.
+        user_vectors: where the user vectors start, or None for small random ones.
+    """
+    num_users, num_items = interactions.shape
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = initialise(config, num_items, generator)
+    anchors = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    if shared is not None:
+        anchors = {name: torch.from_numpy(array.copy()) for name, array in shared.items()}
+        model.load_state_dict(anchors)
+    start = torch.randn(num_users, config.user_dim, generator=generator) * 0.1
+    if user_vectors is not None:
+        start = torch.from_numpy(user_vectors.copy())
+    vectors = torch.nn.Parameter(start)
+    optimiser = torch.optim.Adam([*model.parameters(), vectors], lr=LEARNING_RATE)
+    loss = LOSSES[config.loss]
+    active = np.flatnonzero(np.diff(interactions.indptr))
+    batch_users = min(BATCH_USERS, max(64, num_users // 8))
+    best, waited = _snapshot(model, vectors, interactions, validation), 0
+    for epoch in range(1, max_epochs + 1):
+        order = rng.permutation(active)
+        for first in range(0, len(order), batch_users):
+            users = order[first : first + batch_users]
+            optimiser.zero_grad()
+            for block in blocks_of_users(users, config, num_items):
+                rows = vectors[torch.from_numpy(block)]
+                batch = user_batch(config, interactions, block, rng)
+                kept = _dropout(rows, generator)
+                penalty = WEIGHT_DECAY * rows.square().sum()
+                part = (loss(model, kept, batch).sum() + penalty) / len(users)
+                part.backward()  # type: ignore[no-untyped-call]
+            pull = sum((p - anchors[name]).square().sum() for name, p in model.named_parameters())
+            (WEIGHT_DECAY / num_users * pull).backward()  # type: ignore[union-attr]
+            optimiser.step()
+        if epoch % EPOCHS_PER_CHECK == 0 or epoch == max_epochs:
+            found = _snapshot(model, vectors, interactions, validation)
+            if found.validation_ndcg > best.validation_ndcg or not validation.nnz:
+                best, waited = found, 0
+            else:
+                waited += 1
+                if waited == PATIENCE:
+                    break
+    return best
+
+
+def fit_user_vectors(  # noqa: PLR0913 - arrays and numbers, each with one meaning
+    config: NcfConfig,
+    shared: Arrays,
+    vectors: UserVectors,
+    interactions: csr_matrix,
+    validation: csr_matrix,
+    *,
+    seed: int,
+) -> PersonalModel:
+    """Keep the shared item parameters as they are and fit every user's vector to them.
+
+    This is what the federation alone brings: no item parameter is the platform's own.
+
+    Args:
+        config: the model.
+        shared: shared parameters of the listed items.
+        vectors: where the user vectors start; not changed.
+        interactions: [num_users, num_listed] to fit.
+        validation: same shape, held-out items of the validation users.
+        seed: negatives of the sampled losses.
+    """
+    model = SharedNcf(config, interactions.shape[1])
+    model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in shared.items()})
+    vectors, rng = vectors.copy(), np.random.default_rng(seed)
+    everyone = np.arange(interactions.shape[0])
+    for users in blocks_of_users(everyone, config, interactions.shape[1]):
+        batch = user_batch(config, interactions, users, rng)
+        vectors.fit_(model, torch.from_numpy(users), batch, USER_STEPS)
+    return _snapshot(model, vectors.values, interactions, validation)
+
+
+def _dropout(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Dropout whose coins come from ``generator`` (torch's own uses the global one)."""
+    kept = torch.rand(rows.shape, generator=generator) >= DROPOUT
+    return rows * kept / (1.0 - DROPOUT)
+
+
+def _snapshot(
+    model: SharedNcf, vectors: Tensor, interactions: csr_matrix, validation: csr_matrix
+) -> PersonalModel:
+    items = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    personal = PersonalModel(
+        config=model.config,
+        items=items,
+        user_vectors=vectors.detach().numpy().copy(),
+        validation_ndcg=-1.0,
+    )
+    if not validation.nnz:
+        return personal
+    metrics = evaluate(
+        personal.scores, interactions, validation, cutoffs=(CUTOFF,), rng=np.random.default_rng(0)
+    )
+    return replace(personal, validation_ndcg=metrics.mean[f"ndcg@{CUTOFF}"])

@@ -1,0 +1,127 @@
+"""``platform.toml``: everything a platform decides for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.privacy.ledger import Budget
+from common.privacy.mechanisms import PrivacyUnit, TrustMode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlatformSection:
+    """``[platform]``."""
+
+    name: str
+    """Name of the platform, unique in the federation."""
+    population: int
+    """Public, approximate number of users: what you would print in a brochure, not a count."""
+
+    def __post_init__(self) -> None:
+        """Refuse a population that nobody could divide by."""
+        if self.population < 1 or not self.name:
+            msg = "name must not be empty and population must be at least 1."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSection:
+    """``[data]``."""
+
+    source: Path
+    """File of interactions: CSV, TSV or Parquet, gzip or not."""
+    user_column: str | None = None
+    """Name of the column of user ids; recognised if left out."""
+    item_column: str | None = None
+    """Name of the column of item ids; recognised if left out."""
+    rating_column: str | None = None
+    """Name of the column of ratings; recognised if left out."""
+    time_column: str | None = None
+    """Name of the column of times; recognised if left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogueSection:
+    """``[catalogue]``."""
+
+    file: Path
+    """The shared catalogue: columns ``item_id`` and ``platform``; a public input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivacySection:
+    """``[privacy]``."""
+
+    epsilon: float
+    """The whole budget of a user, over the life of the federation."""
+    delta: float = 1e-5
+    """Delta of the guarantee; well below one over the number of users."""
+    unit: PrivacyUnit = "user"
+    """Privacy unit."""
+    trust: TrustMode = "local"
+    """Who may see this platform's releases; requests in another mode are refused."""
+    max_clipping_norm: float = 10.0
+    """Requests with a larger clipping norm are refused."""
+
+    def __post_init__(self) -> None:
+        """Refuse no noise with a finite budget, and budgets that could never be kept."""
+        budget = self.budget()
+        if self.trust == "none" and budget.epsilon != float("inf"):
+            msg = "trust 'none' adds no noise: it needs epsilon = inf, and belongs in simulations."
+            raise ConfigError(msg)
+
+    def budget(self) -> Budget:
+        """The budget that the ledger enforces."""
+        return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateSection:
+    """``[state]``."""
+
+    folder: Path = Path("state")
+    """Ledger, releases and models of this platform."""
+    keep_releases: int = 3
+    """Latest releases kept for exact replay; an older request is answered with a refusal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptationSection:
+    """``[adaptation]``: local, private fitting. Nothing of it is ever released."""
+
+    max_epochs: int = 40
+    """Upper bound on passes over the data; the validation users stop earlier."""
+    validation_users: int = 500
+    """Users who give up one interaction to choose the number of passes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationSection:
+    """``[simulation]``: its presence marks everything this platform does as a simulation."""
+
+    seed: int
+    """Noise and sampling follow from it: whoever knows it can remove the noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlatformConfig:
+    """The whole file."""
+
+    platform: PlatformSection
+    data: DataSection
+    catalogue: CatalogueSection
+    privacy: PrivacySection
+    state: StateSection = field(default_factory=StateSection)
+    adaptation: AdaptationSection = field(default_factory=AdaptationSection)
+    simulation: SimulationSection | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse modes without a guarantee outside simulations."""
+        if self.privacy.trust != "local" and self.simulation is None:
+            msg = (
+                f"privacy.trust = {self.privacy.trust!r} is for simulations only. "
+                "Use trust = 'local', or add a [simulation] section with a seed."
+            )
+            raise ConfigError(msg)

@@ -1,0 +1,231 @@
+"""What a platform does with each request, in the order that keeps its promise.
+
+Train: validate -> price and reserve durably -> touch data -> train -> store the release ->
+record it -> reply. A repeated request gets the stored release, byte for byte.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from client.adaptation import fit_personal_model, fit_user_vectors
+from client.data import load_catalogue, load_platform_data
+from client.state import PlatformState
+from client.trainer import TrainingPlan, train_round
+from client.user_vectors import UserVectors
+from common.errors import BudgetExhausted, CrossRecError, InvalidRelease, RequestRefused
+from common.messages import AdoptRequest, Profile, Reply, TrainRequest
+from common.models.partition import check_shared, put_rows, take_rows
+from common.privacy.ledger import Spend
+from common.privacy.randomness import SeededRandom, SystemRandom
+from common.rng import derive_seed
+from common.storage import pack_arrays, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.config import PlatformConfig
+    from common.models.partition import Arrays
+    from common.privacy.randomness import RandomSource
+
+log = logging.getLogger(__name__)
+
+
+class Platform:
+    """One platform's side of the federation; no Flower here."""
+
+    def __init__(self, config: PlatformConfig) -> None:
+        """Take the platform's own configuration; nothing is read yet."""
+        self._config = config
+        self.name = config.platform.name
+
+    def profile(self) -> Profile:
+        """Public facts about the platform; no user data is touched.
+
+        Raises:
+            DataError: if the catalogue cannot be used.
+        """
+        return Profile(
+            platform=self.name,
+            population=self._config.platform.population,
+            catalogue_digest=load_catalogue(self._config).digest,
+            trust=self._config.privacy.trust,
+            unit=self._config.privacy.unit,
+            delta=self._config.privacy.delta,
+        )
+
+    def train(self, request: TrainRequest, shared: Arrays) -> tuple[Reply, Arrays | None]:
+        """Answer one round: a release and its reply, or a reply that declines."""
+        try:
+            release = self._release(request, shared)
+        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
+            return self._declined(error, request.run_id, request.round_number), None
+        reply = Reply(
+            platform=self.name,
+            run_id=request.run_id,
+            round_number=request.round_number,
+            outcome="released",
+        )
+        return reply, release
+
+    def adopt(self, request: AdoptRequest, shared: Arrays) -> Reply:
+        """Keep the shared model, fit it privately beside one without it; nothing is released."""
+        try:
+            self._adopt(request, shared)
+        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
+            return self._declined(error, request.run_id, 0)
+        return Reply(platform=self.name, run_id=request.run_id, round_number=0, outcome="adopted")
+
+    def _release(self, request: TrainRequest, shared: Arrays) -> Arrays:
+        catalogue = load_catalogue(self._config)
+        self._check_policy(request)
+        shared = self._check_arrays(request, shared)
+        digest = request.digest(sha256(pack_arrays(shared, {})))
+        spend = Spend(
+            request_id=request.request_id,
+            request_digest=digest,
+            description=f"run {request.run_id}, round {request.round_number}",
+            mechanism=request.mechanism(),
+            mechanism_if_broken=request.mechanism_if_broken(),
+        )
+        with self._state() as state:
+            state.ledger.reserve(spend, self._config.privacy.budget())
+            stored = state.load_release(request.request_id)
+            if stored is not None:
+                return stored
+            data = load_platform_data(self._config)
+            source = self._random_source(request)
+            vectors = state.load_vectors(request.run_id, data.users_digest)
+            if vectors is None:
+                vectors = UserVectors.initial(
+                    data.users.num_users,
+                    request.model.user_dim,
+                    torch.Generator().manual_seed(source.seed()),
+                )
+            update, vectors = train_round(
+                request.model,
+                take_rows(shared, data.users.listing),
+                vectors,
+                data.users.matrix,
+                _plan(request),
+                source,
+            )
+            release = put_rows(update, data.users.listing, catalogue.num_items)
+            release = check_shared(release, request.model, catalogue.num_items)
+            state.store_release(request.request_id, release, vectors, data.users_digest)
+            return release
+
+    def _adopt(self, request: AdoptRequest, shared: Arrays) -> None:
+        shared = self._check_arrays(request, shared)
+        simulation = self._config.simulation
+        seed = derive_seed(simulation.seed if simulation else 0, "adaptation", self.name)
+        with self._state() as state:
+            data = load_platform_data(self._config)
+            local = take_rows(shared, data.users.listing)
+            vectors = state.load_vectors(request.run_id, data.users_digest)
+            if vectors is None:
+                vectors = UserVectors.initial(
+                    data.users.num_users,
+                    request.model.user_dim,
+                    torch.Generator().manual_seed(seed),
+                )
+            fit = partial(
+                fit_personal_model,
+                request.model,
+                data.users.matrix,
+                data.validation,
+                max_epochs=self._config.adaptation.max_epochs,
+                seed=seed,
+            )
+            frozen = fit_user_vectors(
+                request.model, local, vectors, data.users.matrix, data.validation, seed=seed
+            )
+            state.save_model("shared", frozen, data.users_digest)
+            state.save_model("alone", fit(), data.users_digest)
+            joined = fit(shared=local, user_vectors=frozen.user_vectors)
+            state.save_model("joined", joined, data.users_digest)
+
+    def _check_policy(self, request: TrainRequest) -> None:
+        """Hold a request against the platform's own configuration.
+
+        Raises:
+            RequestRefused: naming the first thing the platform does not accept.
+        """
+        privacy = self._config.privacy
+        if request.trust != privacy.trust:
+            msg = f"trust: asked for {request.trust!r}, this platform accepts {privacy.trust!r}."
+            raise RequestRefused(msg)
+        if request.clipping_norm > privacy.max_clipping_norm:
+            msg = (
+                f"clipping_norm: asked for {request.clipping_norm}, this platform accepts at "
+                f"most {privacy.max_clipping_norm}."
+            )
+            raise RequestRefused(msg)
+
+    def _check_arrays(self, request: TrainRequest | AdoptRequest, shared: Arrays) -> Arrays:
+        if request.platform != self.name:
+            msg = f"platform: the request is for {request.platform!r}, this is {self.name!r}."
+            raise RequestRefused(msg)
+        catalogue = load_catalogue(self._config)
+        if request.catalogue_digest != catalogue.digest:
+            msg = "catalogue: the request's rows belong to another version of the catalogue."
+            raise RequestRefused(msg)
+        try:
+            return check_shared(shared, request.model, catalogue.num_items)
+        except InvalidRelease as error:
+            raise RequestRefused(str(error)) from error
+
+    def _random_source(self, request: TrainRequest) -> RandomSource:
+        if self._config.simulation is None:
+            return SystemRandom()
+        seed = self._config.simulation.seed
+        return SeededRandom(derive_seed(seed, "release", self.name, request.round_number))
+
+    def _declined(self, error: Exception, run_id: str, round_number: int) -> Reply:
+        """Say in public only what follows from public facts; the rest goes to the own log."""
+        if isinstance(error, BudgetExhausted):
+            reason = f"budget: {error}"
+        elif isinstance(error, RequestRefused):
+            reason = f"refused: {error}"
+        else:
+            reason = "failed: the cause is in the platform's own log."
+        expected = isinstance(error, CrossRecError)
+        log.warning(
+            "%s declined round %d: %s",
+            self.name,
+            round_number,
+            error,
+            exc_info=None if expected else error,
+        )
+        return Reply(
+            platform=self.name,
+            run_id=run_id,
+            round_number=round_number,
+            outcome="declined",
+            reason=reason,
+        )
+
+    @contextmanager
+    def _state(self) -> Iterator[PlatformState]:
+        state = PlatformState(self._config.state.folder, self._config.state.keep_releases)
+        try:
+            yield state
+        finally:
+            state.close()
+
+
+def _plan(request: TrainRequest) -> TrainingPlan:
+    return TrainingPlan(
+        clipping_norm=request.clipping_norm,
+        noise_std=request.noise_multiplier * request.noise_share * request.clipping_norm,
+        sampling_rate=request.sampling_rate,
+        local_steps=request.local_steps,
+        denominator=request.denominator,
+        learning_rate=request.learning_rate,
+        user_steps=request.user_steps,
+    )

@@ -1,0 +1,157 @@
+"""A platform's state on disk: ledger, releases kept for replay, private vectors, models.
+
+Layout of the folder::
+
+    ledger.sqlite                   spends and releases
+    releases/<hash>.safetensors     latest releases, byte for byte
+    private/<hash>.safetensors      user vectors after the round of the same name
+    model/NAME.safetensors          personal models: ``shared``, ``alone``, ``joined``
+
+Private vectors of a round become current only when the ledger has recorded its release, so a
+crash at any point leaves the state of the round before or of the round after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from client.adaptation import PersonalModel
+from client.user_vectors import UserVectors
+from common.errors import StateError
+from common.messages import from_json, to_json
+from common.models.ncf import NcfConfig
+from common.privacy.ledger import Ledger
+from common.storage import pack_arrays, read_arrays, sha256, write_durably
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from common.models.partition import Arrays
+
+ModelName = Literal["shared", "alone", "joined"]
+"""``shared``: shared items as they came, private user vectors; ``alone``: fitted without the
+federation; ``joined``: fitted from the shared model."""
+
+_VECTORS = ("values", "first_moment", "second_moment", "num_steps")
+
+
+class PlatformState:
+    """Reads and writes the folder; one instance per request."""
+
+    def __init__(self, folder: Path, keep_releases: int) -> None:
+        """Open ``folder``, creating it and its ledger if needed.
+
+        Raises:
+            StateError: if it cannot be used.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"{folder}: cannot be created ({error.strerror})."
+            raise StateError(msg) from error
+        self._folder = folder
+        self._keep_releases = keep_releases
+        self.ledger = Ledger(folder / "ledger.sqlite")
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.ledger.close()
+
+    def store_release(
+        self, request_id: str, release: Arrays, vectors: UserVectors, users_digest: str
+    ) -> None:
+        """Put a release and the private vectors of its round on disk, then record it."""
+        private = {name: getattr(vectors, name).numpy() for name in _VECTORS}
+        write_durably(
+            self._file("private", request_id), pack_arrays(private, {"users": users_digest})
+        )
+        content = pack_arrays(release, {"request": request_id})
+        write_durably(self._file("releases", request_id), content)
+        self.ledger.commit(request_id, sha256(content))
+        self._forget_old()
+
+    def load_release(self, request_id: str) -> Arrays | None:
+        """The release recorded for ``request_id``, or None if none was made.
+
+        Raises:
+            StateError: if it is no longer kept, or the file is not what was recorded.
+        """
+        digest = self.ledger.release_digest(request_id)
+        if digest is None:
+            return None
+        path = self._file("releases", request_id)
+        if not path.exists():
+            msg = f"{path}: this release was made and is no longer kept; it is not made again."
+            raise StateError(msg)
+        arrays, _ = read_arrays(path)
+        if sha256(path.read_bytes()) != digest:
+            msg = f"{path}: differs from the release that the ledger recorded; it is not sent."
+            raise StateError(msg)
+        return arrays
+
+    def load_vectors(self, run_id: str, users_digest: str) -> UserVectors | None:
+        """Private vectors after the run's last recorded release.
+
+        None before the first release, and when the platform's users are no longer the same.
+
+        Raises:
+            StateError: if the file is damaged.
+        """
+        for spend in reversed(self.ledger.spends()):
+            if not spend.request_id.startswith(run_id + "/"):
+                continue
+            if self.ledger.release_digest(spend.request_id) is None:
+                continue
+            path = self._file("private", spend.request_id)
+            if not path.exists():
+                return None
+            arrays, metadata = read_arrays(path)
+            if metadata["users"] != users_digest:
+                return None
+            return UserVectors(**{name: torch.from_numpy(arrays[name]) for name in _VECTORS})
+        return None
+
+    def save_model(self, name: ModelName, model: PersonalModel, users_digest: str) -> None:
+        """Write one personal model."""
+        metadata = {
+            "model": to_json(model.config),
+            "users": users_digest,
+            "validation_ndcg": f"{model.validation_ndcg:.9f}",
+        }
+        content = pack_arrays({**model.items, "user_vectors": model.user_vectors}, metadata)
+        write_durably(self._model_file(name), content)
+
+    def load_model(self, name: ModelName, users_digest: str | None = None) -> PersonalModel | None:
+        """Read one personal model; None if it was never written, or for other users.
+
+        Raises:
+            StateError: if the file is damaged.
+        """
+        path = self._model_file(name)
+        if not path.exists():
+            return None
+        arrays, metadata = read_arrays(path)
+        if users_digest is not None and metadata["users"] != users_digest:
+            return None
+        user_vectors = arrays.pop("user_vectors")
+        return PersonalModel(
+            config=from_json(metadata["model"], NcfConfig),
+            items=arrays,
+            user_vectors=user_vectors,
+            validation_ndcg=float(metadata["validation_ndcg"]),
+        )
+
+    def _model_file(self, name: ModelName) -> Path:
+        return self._folder / "model" / f"{name}.safetensors"
+
+    def _file(self, kind: str, request_id: str) -> Path:
+        name = hashlib.sha256(request_id.encode()).hexdigest()[:32]
+        return self._folder / kind / f"{name}.safetensors"
+
+    def _forget_old(self) -> None:
+        for spend in self.ledger.spends()[: -self._keep_releases]:
+            self._file("releases", spend.request_id).unlink(missing_ok=True)
+            self._file("private", spend.request_id).unlink(missing_ok=True)

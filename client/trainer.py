@@ -1,0 +1,132 @@
+"""One round of differentially private training on one platform (DP-FedSGD, DP-FedAvg).
+
+``local_steps`` times: draw a Poisson sample of users, fit their private vectors, sum their
+clipped gradients of the shared parameters, add noise, divide by a public constant, step.
+One step is DP-FedSGD, several are DP-FedAvg with noise in every step (Abadi et al. 2016,
+arXiv:1607.00133, algorithm 1; McMahan et al. 2018, arXiv:1710.06963).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from common.data.batches import full_batch, sampled_batch
+from common.errors import NonFiniteUpdate
+from common.models.ncf import SharedNcf
+from common.privacy.clipping import clipped_gradient_sum
+from common.privacy.randomness import poisson_sample
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    from client.user_vectors import UserVectors
+    from common.data.batches import UserBatch
+    from common.models.ncf import NcfConfig
+    from common.models.partition import Arrays
+    from common.privacy.clipping import ClippingMode
+    from common.privacy.randomness import RandomSource
+
+SCORES_IN_MEMORY = 4_000_000
+"""Scores (users x items) that one block of users may hold; larger samples go in blocks."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """The numbers of one round, all public."""
+
+    clipping_norm: float
+    """C: bound on the L2 norm of one user's summed gradient."""
+    noise_std: float
+    """Standard deviation of the noise that this platform adds to each coordinate of a sum."""
+    sampling_rate: float
+    """Probability that a user takes part in one step."""
+    local_steps: int
+    """Noisy steps in the round."""
+    denominator: float
+    """Public constant that every sum is divided by, the same for all platforms."""
+    learning_rate: float
+    """Step length."""
+    user_steps: int
+    """Private Adam steps on the sampled users' vectors before their gradients are taken."""
+
+
+def train_round(
+    config: NcfConfig,
+    shared: Arrays,
+    vectors: UserVectors,
+    interactions: csr_matrix,
+    plan: TrainingPlan,
+    source: RandomSource,
+    *,
+    mode: ClippingMode = "ghost",
+) -> tuple[Arrays, UserVectors]:
+    """Train one round and return the release and the new private user vectors.
+
+    Guarantee: with ``noise_std = z C`` the returned update is a post-processing of
+    ``SampledGaussian(noise_multiplier=z, sampling_rate, steps=local_steps)`` over the users, with
+    any adaptively chosen ``shared``. A user's private vector may follow from earlier rounds in
+    which she was sampled: given the releases so far, each step's sum under presence is a mixture
+    over her vectors of sums within C of the sum under absence, and other users' coins and
+    vectors are independent of her, so every step has the same dominating pair.
+
+    Args:
+        config: the model.
+        shared: shared parameters restricted to the platform's listed items.
+        vectors: private vectors, one row per user; not changed.
+        interactions: [num_users, num_listed], 1 where the user interacted.
+        plan: public numbers of the round.
+        source: sampling coins and noise.
+        mode: how Opacus computes norms.
+
+    Returns:
+        the update (new minus old shared parameters, float32) and the new vectors.
+
+    Raises:
+        NonFiniteUpdate: if the update holds NaN or infinity.
+    """
+    model = SharedNcf(config, interactions.shape[1])
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in shared.items()})
+    vectors = vectors.copy()
+    negatives = np.random.default_rng(source.seed())
+    for _ in range(plan.local_steps):
+        sample = poisson_sample(interactions.shape[0], plan.sampling_rate, source)
+        total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for users in blocks_of_users(sample, config, interactions.shape[1]):
+            batch = user_batch(config, interactions, users, negatives)
+            fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
+            part = clipped_gradient_sum(model, fitted, batch, plan.clipping_norm, mode)
+            for name in total:
+                total[name] += part[name]
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = source.gaussian(tuple(parameter.shape), plan.noise_std)
+                noisy = total[name].double() + torch.from_numpy(noise)
+                parameter -= (plan.learning_rate / plan.denominator * noisy).float()
+    update = {
+        name: parameter.detach().numpy() - shared[name]
+        for name, parameter in model.named_parameters()
+    }
+    if not all(np.isfinite(array).all() for array in update.values()):
+        msg = "the update holds NaN or infinity; nothing was released. Lower the learning rate."
+        raise NonFiniteUpdate(msg)
+    return update, vectors
+
+
+def user_batch(
+    config: NcfConfig, interactions: csr_matrix, users: np.ndarray, rng: np.random.Generator
+) -> UserBatch:
+    """The batch of ``users`` that the model's loss needs."""
+    if config.loss == "softmax":
+        return full_batch(interactions, users)
+    return sampled_batch(interactions, users, config.num_negatives, rng)
+
+
+def blocks_of_users(sample: np.ndarray, config: NcfConfig, num_items: int) -> list[np.ndarray]:
+    """Cut a sample into blocks whose scores fit in memory; their sums add up to the same."""
+    width = num_items if config.loss == "softmax" else 4 * config.num_negatives * config.dim // 8
+    size = max(1, SCORES_IN_MEMORY // max(1, width))
+    return [sample[start : start + size] for start in range(0, len(sample), size)]

@@ -1,0 +1,89 @@
+"""Private user vectors: fitted on the platform, kept on the platform.
+
+A user's vector is a function of her own interactions and of shared parameters only. That is what
+makes a user's gradient depend on no other user, and what lets recommendations use the vector
+without a further price (billboard lemma: Kearns et al. 2014; Jain et al. 2021, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.models.losses import LOSSES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from common.data.batches import UserBatch
+    from common.models.ncf import SharedNcf
+
+LEARNING_RATE = 0.1
+WEIGHT_DECAY = 0.02
+BETA_1, BETA_2, TINY = 0.9, 0.99, 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserVectors:
+    """Vectors and Adam moments, one row per user; rows never mix."""
+
+    values: Tensor
+    """[num_users, user_dim] float32."""
+    first_moment: Tensor
+    """Same shape."""
+    second_moment: Tensor
+    """Same shape."""
+    num_steps: Tensor
+    """[num_users] float32: Adam steps taken by each user."""
+
+    @classmethod
+    def initial(cls, num_users: int, user_dim: int, generator: torch.Generator) -> UserVectors:
+        """Small random vectors; no data is looked at."""
+        values = torch.randn(num_users, user_dim, generator=generator) * 0.3
+        return cls(
+            values=values,
+            first_moment=torch.zeros_like(values),
+            second_moment=torch.zeros_like(values),
+            num_steps=torch.zeros(num_users),
+        )
+
+    def copy(self) -> UserVectors:
+        """A deep copy."""
+        return UserVectors(**{name: getattr(self, name).clone() for name in self.__slots__})
+
+    def fit_(self, model: SharedNcf, users: Tensor, batch: UserBatch, num_steps: int) -> Tensor:
+        """Take ``num_steps`` Adam steps on the vectors of ``users``, in place; return them.
+
+        Args:
+            model: frozen shared parameters.
+            users: row numbers, shape [B].
+            batch: their interactions, in the same order.
+            num_steps: Adam steps.
+        """
+        loss = LOSSES[model.config.loss]
+        vectors, first = self.values[users], self.first_moment[users]
+        second, taken = self.second_moment[users], self.num_steps[users]
+        parameters = list(model.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(requires_grad=False)
+        try:
+            for _ in range(num_steps):
+                vectors = vectors.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(loss(model, vectors, batch).sum(), vectors)
+                with torch.no_grad():
+                    gradient = gradient + WEIGHT_DECAY * vectors
+                    taken = taken + 1
+                    first = BETA_1 * first + (1 - BETA_1) * gradient
+                    second = BETA_2 * second + (1 - BETA_2) * gradient.square()
+                    mean = first / (1 - BETA_1**taken)[:, None]
+                    spread = (second / (1 - BETA_2**taken)[:, None]).sqrt()
+                    vectors = vectors - LEARNING_RATE * mean / (spread + TINY)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(requires_grad=True)
+        vectors = vectors.detach()
+        self.values[users], self.first_moment[users] = vectors, first
+        self.second_moment[users], self.num_steps[users] = second, taken
+        return vectors

@@ -1,0 +1,1 @@
+"""Interactions, catalogues, splits, and the built-in synthetic marketplace."""

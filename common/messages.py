@@ -1,0 +1,185 @@
+"""What travels between server and platform, as values. No Flower here: see :mod:`common.wire`.
+
+Replies carry public facts, a noised release, or a refusal: never a loss, a count, a metric or
+the text of an error that training met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from common.config import parse_config
+from common.errors import ConfigError, RequestRefused
+from common.models.ncf import NcfConfig
+from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PROFILE = "query.profile"
+TRAIN = "train.round"
+ADOPT = "query.adopt"
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """What a platform says of itself when a run starts; all of it public."""
+
+    platform: str
+    """Name, unique in the federation."""
+    population: int
+    """Declared approximate number of users; chosen by the platform, never counted for a reply."""
+    catalogue_digest: str
+    """SHA-256 of the shared catalogue that the platform holds."""
+    trust: TrustMode
+    """Trust mode that the platform's own configuration demands."""
+    unit: PrivacyUnit
+    """Privacy unit of its budget."""
+    delta: float
+    """Delta of its budget."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRequest:
+    """One round of private training asked of one platform; the shared arrays come beside it."""
+
+    run_id: str
+    """The run; a platform answers once per run and round."""
+    round_number: int
+    """From 1."""
+    platform: str
+    """Who is asked."""
+    catalogue_digest: str
+    """SHA-256 of the catalogue that rows refer to."""
+    model: NcfConfig
+    """The shared model."""
+    trust: TrustMode
+    """Trust mode of the run."""
+    num_platforms: int
+    """K: platforms asked in this round."""
+    noise_multiplier: float
+    """Noise over clipping norm that an observer must face."""
+    clipping_norm: float
+    """C."""
+    sampling_rate: float
+    """Poisson sampling rate of users."""
+    local_steps: int
+    """Noisy steps."""
+    denominator: float
+    """Public constant that sums are divided by."""
+    learning_rate: float
+    """Local step length."""
+    user_steps: int
+    """Private steps on user vectors."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no round can have, whoever sent them."""
+        for name in ("clipping_norm", "denominator", "learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                msg = f"{name}: found {value}, expected a positive finite number."
+                raise ConfigError(msg)
+        for name in ("round_number", "num_platforms", "user_steps", "local_steps"):
+            if getattr(self, name) < 1:
+                msg = f"{name}: found {getattr(self, name)}, expected at least 1."
+                raise ConfigError(msg)
+        if self.trust == "secagg-simulated" and self.num_platforms < 2:
+            msg = "secure aggregation needs at least two platforms in a round."
+            raise ConfigError(msg)
+        self.mechanism()
+
+    @property
+    def request_id(self) -> str:
+        """Names the release for ever: run, round, platform."""
+        return f"{self.run_id}/{self.round_number}/{self.platform}"
+
+    @property
+    def noise_share(self) -> float:
+        """This platform's noise over the noise an observer must face.
+
+        Under secure aggregation each of K adds 1/sqrt(K-1) of it, so that a recipient that
+        subtracts its own part still faces all of it.
+        """
+        if self.trust == "secagg-simulated":
+            return 1.0 / math.sqrt(self.num_platforms - 1)
+        return 1.0
+
+    def mechanism(self) -> SampledGaussian:
+        """What an observer faces if the trust mode holds."""
+        return SampledGaussian(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.local_steps,
+        )
+
+    def mechanism_if_broken(self) -> SampledGaussian:
+        """What an observer of this platform's own release faces."""
+        return SampledGaussian(
+            noise_multiplier=self.noise_multiplier * self.noise_share,
+            sampling_rate=self.sampling_rate,
+            steps=self.local_steps,
+        )
+
+    def digest(self, arrays_digest: str) -> str:
+        """Hash of everything asked for, the shared arrays included."""
+        text = json.dumps([asdict(self), arrays_digest], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdoptRequest:
+    """The finished shared model, for the platform to keep and adapt privately."""
+
+    run_id: str
+    """The run that made it."""
+    platform: str
+    """Who receives it."""
+    catalogue_digest: str
+    """SHA-256 of the catalogue that rows refer to."""
+    model: NcfConfig
+    """The shared model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A platform's answer to a train or adopt request; a release's arrays come beside it."""
+
+    platform: str
+    """Who answers."""
+    run_id: str
+    """The run it answers for."""
+    round_number: int
+    """The round; 0 when adopting."""
+    outcome: Literal["released", "adopted", "declined"]
+    """What was done."""
+    reason: str = ""
+    """Why declined: ``budget``, ``refused`` or ``failed``, and public detail. The cause of a
+    failure stays in the platform's own log."""
+
+
+def to_json(value: DataclassInstance) -> str:
+    """Encode a message."""
+    return json.dumps(asdict(value), sort_keys=True)
+
+
+def from_json(text: str, schema: type[T]) -> T:
+    """Decode a message strictly: unknown or missing fields and wrong types are refused.
+
+    Raises:
+        RequestRefused: naming the field.
+    """
+    try:
+        value: Any = json.loads(text)
+        if not isinstance(value, dict):
+            msg = f"expected an object, found {type(value).__name__}."
+            raise ConfigError(msg)
+        return parse_config(value, schema, schema.__name__)
+    except (ValueError, ConfigError, RecursionError) as error:
+        msg = f"malformed message: {error}"
+        raise RequestRefused(msg) from error

@@ -1,0 +1,1 @@
+"""Recommendation models: neural collaborative filtering, its shared part, popularity."""

@@ -1,0 +1,90 @@
+"""Files that survive a crash: written whole or not at all, and read back strictly.
+
+Arrays are safetensors (no pickle: a pickle from elsewhere is code).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that after a crash the file is the old or the new one.
+
+    Raises:
+        StateError: if the disk is full or the folder cannot be written; ``path`` is untouched.
+    """
+    draft = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        msg = f"{path}: cannot be written ({error.strerror}). Free the disk or fix permissions."
+        raise StateError(msg) from error
+
+
+def pack_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """Encode named arrays and text as safetensors bytes; the same input gives the same bytes."""
+    contiguous = {name: array.copy(order="C") for name, array in arrays.items()}
+    return save(contiguous, metadata={"crossrec": json.dumps(dict(metadata), sort_keys=True)})
+
+
+def unpack_arrays(content: bytes, source: object) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Decode :func:`pack_arrays`.
+
+    Raises:
+        StateError: naming ``source``, if the bytes are damaged or not ours.
+    """
+    try:
+        arrays = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = json.loads(header["__metadata__"]["crossrec"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        msg = f"{source}: damaged or not a CrossRec array file ({error})."
+        raise StateError(msg) from error
+    return arrays, metadata
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a file written from :func:`pack_arrays`.
+
+    Raises:
+        StateError: if the file is missing or damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})."
+        raise StateError(msg) from error
+    return unpack_arrays(content, path)
+
+
+def sha256(content: bytes) -> str:
+    """Hex SHA-256 of ``content``."""
+    return hashlib.sha256(content).hexdigest()

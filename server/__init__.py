@@ -1,0 +1,1 @@
+"""What the coordinator runs: rounds, checks on every release, aggregation, checkpoints."""

@@ -1,0 +1,31 @@
+"""The ServerApp that runs at the coordinator: read ``federation.toml``, run the rounds.
+
+The run names the file: ``flwr run . --run-config 'federation-config="/etc/.../federation.toml"'``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import load_config
+from common.errors import ConfigError
+from server.config import FederationConfig
+from server.rounds import FederationRun
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation to its end, resuming it where its checkpoint stands."""
+    path = context.run_config.get("federation-config")
+    if not isinstance(path, str):
+        msg = (
+            "run-config: 'federation-config' is missing. Start the run with "
+            "--run-config 'federation-config=\"/path/to/federation.toml\"'."
+        )
+        raise ConfigError(msg)
+    FederationRun(load_config(Path(path), FederationConfig), grid).run()

@@ -1,0 +1,112 @@
+"""``federation.toml``: everything that is the same for all platforms of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from common.errors import ConfigError
+from common.models.ncf import NcfConfig
+from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FederationSection:
+    """``[federation]``."""
+
+    run_id: str
+    """Name of the run; platforms answer once per run and round."""
+    rounds: int
+    """Rounds of private training."""
+    platforms: tuple[str, ...]
+    """Names of the platforms that may take part."""
+    quorum: int = 2
+    """A round with fewer releases than this is discarded and ends the run."""
+    seed: int = 0
+    """Starting values of the shared parameters."""
+    round_timeout_seconds: float = 3600.0
+    """How long a round waits before it closes with the platforms that answered."""
+
+    def __post_init__(self) -> None:
+        """Refuse runs that could not take place."""
+        if self.rounds < 1:
+            msg = f"rounds: found {self.rounds}, expected at least 1."
+            raise ConfigError(msg)
+        if len(set(self.platforms)) != len(self.platforms) or not self.platforms:
+            msg = "platforms must be named, each once."
+            raise ConfigError(msg)
+        if not 1 <= self.quorum <= len(self.platforms):
+            msg = f"quorum: found {self.quorum}, expected 1 to {len(self.platforms)}."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CatalogueSection:
+    """``[catalogue]``."""
+
+    file: Path
+    """The shared catalogue: columns ``item_id`` and ``platform``; a public input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MechanismSection:
+    """``[mechanism]``: what every platform is asked to run in every round."""
+
+    noise_multiplier: float
+    """Noise over clipping norm that an observer faces."""
+    clipping_norm: float = 0.25
+    """C: bound on one user's contribution."""
+    sampling_rate: float = 1.0
+    """Poisson sampling rate of users; 1 takes every user in every step."""
+    local_steps: int = 1
+    """Noisy steps per round."""
+    unit: PrivacyUnit = "user"
+    """Privacy unit."""
+    trust: TrustMode = "local"
+    """Trust mode; platforms refuse one that is not theirs."""
+
+    def per_round(self) -> SampledGaussian:
+        """The mechanism of one round."""
+        return SampledGaussian(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.local_steps,
+            unit=self.unit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSection:
+    """``[training]``."""
+
+    local_learning_rate: float = 1.0
+    """Step length on the platforms."""
+    user_steps: int = 2
+    """Private steps on user vectors before each gradient."""
+    strategy: Literal["fedadam", "fedavg"] = "fedadam"
+    """How the server applies the mean update."""
+    server_learning_rate: float = 0.05
+    """Step length on the server."""
+    momentum: float = 0.9
+    """First-moment decay of both strategies; 0 switches momentum off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateSection:
+    """``[state]``."""
+
+    folder: Path = Path("federation-state")
+    """Journal and checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FederationConfig:
+    """The whole file."""
+
+    federation: FederationSection
+    catalogue: CatalogueSection
+    mechanism: MechanismSection
+    model: NcfConfig = field(default_factory=NcfConfig)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    state: StateSection = field(default_factory=StateSection)

@@ -1,0 +1,1 @@
+"""Engines that run the same server and client apps: in this process, or on Ray."""

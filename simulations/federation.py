@@ -1,0 +1,179 @@
+"""A federation on one machine: from a data set to the folders that server and platforms work in.
+
+Layout of a run::
+
+    runs/NAME/catalogue.csv                      the shared catalogue
+    runs/NAME/federation.toml                    what the server reads
+    runs/NAME/federation-state/                  its journal and checkpoint
+    runs/NAME/platforms/PLATFORM/platform.toml   what the platform reads
+    runs/NAME/platforms/PLATFORM/train.parquet   its interactions, without the test pairs
+    runs/NAME/platforms/PLATFORM/state/          its ledger, releases and models
+
+Test pairs are never written there: no client, tuning or gate can reach them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import client.config
+import server.config
+from common.config import dump_config
+from common.data.catalogue import write_catalogue
+from common.data.interactions import UserItems, encode_held_out
+from common.data.splits import split_marketplace
+from common.errors import ConfigError
+from common.privacy.accounting import calibrate_noise_multiplier
+from common.storage import write_durably
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+
+    from common.data.schema import Marketplace
+    from simulations.options import SimulationOptions
+
+_PLATFORM_NAME = re.compile(r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedPlatform:
+    """One platform of a simulated federation, with what only the simulation knows."""
+
+    name: str
+    """Its name."""
+    config_file: Path
+    """Its ``platform.toml``."""
+    train: UserItems
+    """All interactions it trains on; test users without any have an empty row."""
+    test: csr_matrix
+    """Held-out pairs in the same shape; on no platform's disk."""
+    num_interactions: int
+    """Distinct pairs of user and item in its data, test pairs of leave-one-out included."""
+    test_origin: str
+    """``held-out file`` or ``leave-one-out``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedFederation:
+    """A federation laid out on disk."""
+
+    config_file: Path
+    """Its ``federation.toml``."""
+    platforms: tuple[SimulatedPlatform, ...]
+    """Sorted by name."""
+
+
+def plan_noise_multiplier(options: SimulationOptions) -> float:
+    """The noise with which all rounds together cost ``options.epsilon``; 0 without privacy."""
+    if options.trust == "none":
+        return 0.0
+    return calibrate_noise_multiplier(
+        epsilon=options.epsilon,
+        delta=options.delta,
+        sampling_rate=options.sampling_rate,
+        steps=options.rounds * options.local_steps,
+    )
+
+
+def public_population(num_users: int) -> int:
+    """A declared size: ``num_users`` to two significant digits, as a platform might print it."""
+    digits = max(0, math.floor(math.log10(num_users)) - 1)
+    return int(round(num_users, -digits))
+
+
+def lay_out(
+    marketplace: Marketplace, options: SimulationOptions, folder: Path
+) -> SimulatedFederation:
+    """Write every file that server and platforms read, and keep the test pairs in memory.
+
+    Laying out the same options again writes the same files, so a run can be resumed.
+
+    Raises:
+        ConfigError: if a platform's name cannot be a folder, or there are too few platforms.
+        StateError: if the folder cannot be written.
+    """
+    catalogue_file = folder / "catalogue.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_catalogue(marketplace.catalogue, catalogue_file)
+    splits = split_marketplace(marketplace, options.seed)
+    platforms = []
+    for table in sorted(marketplace.platforms, key=lambda platform: platform.name):
+        if not _PLATFORM_NAME.fullmatch(table.name) or table.name in {".", ".."}:
+            msg = f"platform name {table.name!r} cannot be the name of a folder; rename it."
+            raise ConfigError(msg)
+        split = splits[table.name]
+        home = folder / "platforms" / table.name
+        train_file = home / "train.parquet"
+        write_durably(train_file, split.train.to_parquet(index=False))
+        num_users = int(split.train["user_id"].nunique())
+        config = client.config.PlatformConfig(
+            platform=client.config.PlatformSection(
+                name=table.name, population=public_population(num_users)
+            ),
+            data=client.config.DataSection(source=train_file.absolute()),
+            catalogue=client.config.CatalogueSection(file=catalogue_file.absolute()),
+            privacy=client.config.PrivacySection(
+                epsilon=math.inf if options.trust == "none" else options.epsilon,
+                delta=options.delta,
+                trust=options.trust,
+            ),
+            state=client.config.StateSection(folder=(home / "state").absolute()),
+            adaptation=client.config.AdaptationSection(max_epochs=options.epochs),
+            simulation=client.config.SimulationSection(seed=options.seed),
+        )
+        config_file = home / "platform.toml"
+        write_durably(config_file, dump_config(config).encode())
+        train, test = _encode(split.train, split.test, marketplace, table.name)
+        platforms.append(
+            SimulatedPlatform(
+                name=table.name,
+                config_file=config_file,
+                train=train,
+                test=test,
+                num_interactions=len(table.interactions),
+                test_origin=split.origin,
+            )
+        )
+    federation = server.config.FederationConfig(
+        federation=server.config.FederationSection(
+            run_id=options.run_id,
+            rounds=options.rounds,
+            platforms=tuple(platform.name for platform in platforms),
+            quorum=1,
+            seed=options.seed,
+        ),
+        catalogue=server.config.CatalogueSection(file=catalogue_file.absolute()),
+        mechanism=server.config.MechanismSection(
+            noise_multiplier=plan_noise_multiplier(options),
+            clipping_norm=options.clipping_norm,
+            sampling_rate=options.sampling_rate,
+            local_steps=options.local_steps,
+            trust=options.trust,
+        ),
+        model=options.model,
+        training=server.config.TrainingSection(
+            strategy=options.strategy, server_learning_rate=options.server_learning_rate
+        ),
+        state=server.config.StateSection(folder=(folder / "federation-state").absolute()),
+    )
+    config_file = folder / "federation.toml"
+    write_durably(config_file, dump_config(federation).encode())
+    return SimulatedFederation(config_file=config_file, platforms=tuple(platforms))
+
+
+def _encode(
+    train: pd.DataFrame, test: pd.DataFrame, marketplace: Marketplace, name: str
+) -> tuple[UserItems, csr_matrix]:
+    users = UserItems.from_table(
+        train, marketplace.catalogue, name, extra_users=test["user_id"].tolist()
+    )
+    held_out = encode_held_out(
+        test, user_ids=users.user_ids, catalogue=marketplace.catalogue, platform=name
+    )
+    return users, held_out

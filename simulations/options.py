@@ -1,0 +1,96 @@
+"""What a simulated run is asked to do: the options of ``crossrec simulate``, as a value.
+
+Written to ``simulation.toml`` in the run's folder, from which an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from common.config import dump_config
+from common.errors import ConfigError
+from common.models.ncf import NcfConfig
+from common.privacy.mechanisms import PrivacyUnit, TrustMode
+
+EngineName = Literal["in-process", "ray"]
+StrategyName = Literal["fedadam", "fedavg"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationOptions:
+    """One run. Two runs with equal options have equal results with the in-process engine."""
+
+    data: Path | None = None
+    """Folder with one file or sub-folder per platform; None is the built-in marketplace."""
+    user_column: str | None = None
+    """Name of the column of user ids; recognised if left out. So for the next three."""
+    item_column: str | None = None
+    """Name of the column of item ids."""
+    rating_column: str | None = None
+    """Name of the column of ratings."""
+    time_column: str | None = None
+    """Name of the column of times."""
+    catalogue: Path | None = None
+    """File of the public catalogue; None derives it from the interactions."""
+    epsilon: float = 8.0
+    """Budget of a user for the whole run."""
+    delta: float = 1e-5
+    """Delta of the guarantee."""
+    privacy_unit: PrivacyUnit = "user"
+    """What the guarantee protects."""
+    trust: TrustMode = "local"
+    """Who may see a single platform's release."""
+    rounds: int = 30
+    """Rounds of private training."""
+    sampling_rate: float = 1.0
+    """Poisson sampling rate of users in each step."""
+    local_steps: int = 1
+    """Noisy steps per round."""
+    clipping_norm: float = 0.25
+    """Bound on one user's contribution."""
+    strategy: StrategyName = "fedadam"
+    """How the server applies the mean update."""
+    server_learning_rate: float = 0.05
+    """Step length on the server."""
+    epochs: int = 40
+    """Most epochs of each platform's own fitting."""
+    candidates: int | None = None
+    """Rank the held-out item among this many sampled ones; None ranks the whole catalogue."""
+    engine: EngineName = "in-process"
+    """What runs the apps."""
+    seed: int = 0
+    """Everything random follows from it."""
+    model: NcfConfig = field(default_factory=NcfConfig)
+    """The shared model."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other, before anything is read."""
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            msg = (
+                f"epsilon: found {self.epsilon}, expected a positive number. "
+                "For a run without privacy use trust 'none'."
+            )
+            raise ConfigError(msg)
+        if self.trust not in get_args(TrustMode):
+            expected = ", ".join(get_args(TrustMode))
+            msg = f"trust: found {self.trust!r}, expected one of {expected}."
+            raise ConfigError(msg)
+        if self.rounds < 1 or self.local_steps < 1 or self.epochs < 1:
+            msg = "rounds, local steps and epochs must each be at least 1."
+            raise ConfigError(msg)
+        if self.candidates is not None and self.candidates < 2:
+            msg = f"candidates: found {self.candidates}, expected 'all' or at least 2."
+            raise ConfigError(msg)
+        for name in ("clipping_norm", "server_learning_rate"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                msg = f"{name}: found {getattr(self, name)}, expected a positive number."
+                raise ConfigError(msg)
+
+    @property
+    def run_id(self) -> str:
+        """Names the run by what it does; equal for equal options."""
+        return hashlib.sha256(dump_config(self).encode()).hexdigest()[:12]

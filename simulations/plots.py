@@ -1,0 +1,332 @@
+"""Figures of a run: quality, privacy spend, gain by size, and catalogue overlap.
+
+Built on matplotlib's object interface, so that no global state is read or changed. Colours are
+those of Okabe and Ito (2008), which colour-blind readers can tell apart; a model or platform has
+the same colour in every figure.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from simulations.result import PRIMARY_METRIC
+from simulations.verdict import gain_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from simulations.result import PlatformResult, PrivacyStatement, RunResult
+
+MODEL_COLOURS = {"popularity": "#999999", "local": "#0072B2", "federated": "#D55E00"}
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+MAX_PLATFORMS = 16
+"""More platforms than this do not fit a figure; the largest are shown and the title says so."""
+
+_INK = "#222222"
+_FAINT = "#d9d9d9"
+
+
+def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10")) -> Figure:
+    """Bars of each metric by platform and model, with standard errors over test users."""
+    names, cut = _largest(result)
+    models = model_names(result.platforms)
+    figure = _figure(
+        result,
+        "Ranking quality on held-out items, with one standard error",
+        cut,
+        size=(min(14.0, max(7.0, 1 + 0.25 * len(names) * (len(models) + 1))), 2.7 * len(metrics)),
+    )
+    panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
+    width = 0.8 / max(1, len(models))
+    for axes, metric in zip(panels, metrics, strict=True):
+        _style(axes, grid="y")
+        for index, model in enumerate(models):
+            places, heights, whiskers = [], [], []
+            for place, name in enumerate(names):
+                measured = result.platforms[name].models.get(model)
+                height = None if measured is None else measured.metrics.get(metric)
+                if measured is None or height is None:
+                    continue
+                places.append(place + (index - (len(models) - 1) / 2) * width)
+                heights.append(height)
+                whiskers.append(measured.stderr.get(metric) or 0.0)
+            axes.bar(
+                places,
+                heights,
+                width * 0.92,
+                yerr=whiskers,
+                color=model_colour(model, models),
+                label=_label(model, 24),
+                error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 2},
+            )
+        axes.set_ylabel(metric_label(metric))
+        axes.margins(y=0.08)
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.tick_params(axis="x", length=0)
+    _name_ticks(panels[-1], names)
+    _legend(figure, panels[0])
+    return figure
+
+
+def epsilon_over_rounds(result: RunResult) -> Figure | None:
+    """Lines of epsilon spent after each round, with budgets dashed; None without a guarantee."""
+    names, cut = _largest(result)
+    histories = {
+        name: np.array([np.nan if e is None else e for e in result.platforms[name].epsilon_history])
+        for name in names
+    }
+    histories = {name: h for name, h in histories.items() if np.isfinite(h).any()}
+    if not histories:
+        return None
+    figure = _figure(
+        result, "Privacy spent by each user at most", cut, size=(7.0, 4.0 + 0.07 * len(histories))
+    )
+    axes = figure.subplots()
+    _style(axes, grid="both")
+    longest = max(len(history) for history in histories.values())
+    for index, (name, history) in enumerate(histories.items()):
+        axes.plot(
+            np.arange(1, len(history) + 1),
+            history,
+            color=LINE_COLOURS[index % len(LINE_COLOURS)],
+            marker=MARKERS[(index + index // len(LINE_COLOURS)) % len(MARKERS)],
+            # Curves often coincide: markers at different rounds keep each one visible.
+            markevery=(index % max(1, longest // 8), max(1, longest // 8)),
+            markersize=5,
+            linewidth=1.6,
+            alpha=0.9,
+            label=_label(name, 24),
+        )
+    budgets = {result.platforms[name].epsilon_budget for name in histories} - {None}
+    for budget in sorted(b for b in budgets if b is not None):
+        axes.axhline(budget, color=_INK, linewidth=1, linestyle=(0, (5, 3)))
+        axes.annotate(
+            f"budget {budget:g}",
+            (1, budget),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            color=_INK,
+        )
+    axes.set_xlabel("round")
+    axes.set_ylabel(f"epsilon at delta {result.privacy.delta:g}")
+    axes.set_xlim(0.5, max(result.rounds_planned, longest) + 0.5)
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(figure, axes)
+    return figure
+
+
+def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | None:
+    """Points of federated minus local against platform size; None where neither was measured."""
+    points = [
+        (platform.num_users, gain.mean, gain.stderr or 0.0, name)
+        for name, platform in result.platforms.items()
+        if (gain := gain_of(platform, metric)) is not None
+    ]
+    if not points:
+        return None
+    figure = _figure(
+        result, "What joining adds by platform size, with one standard error", "", size=(7.0, 4.2)
+    )
+    axes = figure.subplots()
+    _style(axes, grid="both")
+    axes.axhline(0, color=_INK, linewidth=1)
+    sizes, gains, whiskers, names = zip(*points, strict=True)
+    axes.errorbar(
+        sizes,
+        gains,
+        yerr=whiskers,
+        fmt="o",
+        color=MODEL_COLOURS["federated"],
+        ecolor=_INK,
+        elinewidth=1,
+        capsize=3,
+        markersize=7,
+    )
+    if len(names) <= MAX_PLATFORMS:
+        for size, gain, name in zip(sizes, gains, names, strict=True):
+            axes.annotate(
+                _label(name), (size, gain), (7, 5), textcoords="offset points", parse_math=False
+            )
+    if max(sizes) > 5 * max(1, min(sizes)):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel("users in training")
+    axes.set_ylabel(f"{metric_label(metric)}, federated minus local")
+    return figure
+
+
+def catalogue_overlap(result: RunResult) -> Figure | None:
+    """Heat map of the share of each platform's items that another lists; None if unknown."""
+    common = result.data.items_in_common
+    largest, cut = _largest(result)
+    names = [name for name in largest if name in common]
+    if len(names) < 2:
+        return None
+    shares = np.array([[common[a].get(b, 0) / max(1, common[a][a]) for b in names] for a in names])
+    side = max(4.2, 2.6 + 0.5 * len(names))
+    figure = _figure(
+        result, "Catalogue overlap; diagonal: items listed", cut, size=(side + 1.6, side)
+    )
+    axes = figure.subplots()
+    own = np.eye(len(names), dtype=bool)
+    axes.set_facecolor(_FAINT)
+    image = axes.imshow(np.ma.masked_array(shares, own), cmap="cividis", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)))
+    _name_ticks(axes, names)
+    axes.set_yticks(range(len(names)), [_label(name) for name in names], parse_math=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("is also listed by")
+    axes.set_ylabel("share of the items of")
+    for (row, column), share in np.ndenumerate(shares):
+        axes.text(
+            column,
+            row,
+            f"{common[names[row]][names[row]]:,}" if row == column else f"{share:.0%}",
+            ha="center",
+            va="center",
+            fontsize=9 if len(names) <= 8 else 7,
+            color="white" if share < 0.5 and row != column else _INK,
+        )
+    bar = figure.colorbar(image, ax=axes, shrink=0.85)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
+    return figure
+
+
+def figures(result: RunResult) -> dict[str, Figure]:
+    """Return the figures that ``result`` has numbers for, by file stem."""
+    drawn = {
+        "quality": quality(result) if result.platforms else None,
+        "epsilon": epsilon_over_rounds(result),
+        "gain": gain_by_size(result),
+        "overlap": catalogue_overlap(result),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save_figures(result: RunResult, folder: Path) -> dict[str, Path]:
+    """Write each figure as ``folder/NAME.png`` and return the paths by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, figure in figures(result).items():
+        paths[name] = folder / f"{name}.png"
+        figure.savefig(paths[name])
+    return paths
+
+
+def model_names(platforms: Mapping[str, PlatformResult]) -> list[str]:
+    """Every model that some platform has: popularity, local, federated, then others by name."""
+    present = {model for platform in platforms.values() for model in platform.models}
+    known = [model for model in MODEL_COLOURS if model in present]
+    return known + sorted(present - set(known))
+
+
+def model_colour(model: str, models: Sequence[str]) -> str:
+    """Colour of ``model`` among ``models`` (as `model_names` orders them)."""
+    if model in MODEL_COLOURS:
+        return MODEL_COLOURS[model]
+    others = [other for other in models if other not in MODEL_COLOURS]
+    return OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]
+
+
+def metric_label(metric: str) -> str:
+    """``ndcg@10`` as ``NDCG@10``; ``coverage@10`` as ``Coverage@10``."""
+    name, _, cutoff = metric.partition("@")
+    return f"{name.upper() if name in {'ndcg', 'hr', 'mrr'} else name.capitalize()}@{cutoff}"
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Two decimals, rounded up: an upper bound must not shrink in print."""
+    return f"{math.ceil(epsilon * 100 - 1e-6) / 100:g}"  # 1.1 * 100 is a little above 110
+
+
+def privacy_line(privacy: PrivacyStatement) -> str:
+    """The guarantee in one line, as it stands above every figure."""
+    if privacy.planned_epsilon is None:
+        return f"simulation · no privacy guarantee · trust: {privacy.trust}"
+    epsilon = epsilon_text(privacy.planned_epsilon)
+    return (
+        f"simulation · epsilon ≤ {epsilon}, delta {privacy.delta:g} · "
+        f"unit: {privacy.unit} · trust: {privacy.trust}"
+    )
+
+
+def _largest(result: RunResult) -> tuple[list[str], str]:
+    """Names of the platforms to show, most users first, and a remark if that is not all."""
+    order = sorted(result.platforms, key=lambda name: (-result.platforms[name].num_users, name))
+    cut = f" ({MAX_PLATFORMS} largest of {len(order)} platforms)"
+    return order[:MAX_PLATFORMS], cut if len(order) > MAX_PLATFORMS else ""
+
+
+def _figure(result: RunResult, title: str, cut: str, size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, dpi=144, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    partial = (
+        ""
+        if result.status == "complete"
+        else f" · PARTIAL: {result.rounds_completed} of {result.rounds_planned} rounds"
+    )
+    figure.suptitle(
+        f"{title}{cut}\n{privacy_line(result.privacy)}{partial}",
+        fontsize=10,
+        color=_INK,
+        parse_math=False,
+    )
+    return figure
+
+
+def _style(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis=grid, color=_FAINT, linewidth=0.7)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    long = len(names) > 6 or max(len(name) for name in names) > 10
+    axes.set_xticks(
+        range(len(names)),
+        [_label(name) for name in names],
+        rotation=30 if long else 0,
+        ha="right" if long else "center",
+        parse_math=False,
+    )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    inches = 0.7 + 0.09 * max(len(label) for label in labels)
+    legend = figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(6, len(labels), int(figure.get_figwidth() / inches))),
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _label(name: str, length: int = 16) -> str:
+    """Shorten in the middle: names often differ in their ends."""
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[-(length - length // 2 - 1) :]}"

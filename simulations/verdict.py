@@ -1,0 +1,125 @@
+"""Does joining pay? One plain sentence per platform, computed from the numbers and no more.
+
+The rule: better or worse only if the difference exceeds `CONFIDENT_STDERRS` standard errors over
+test users, "no clear difference" otherwise. Two standard errors mislead once in about twenty
+platforms that gain nothing. They cover which users were tested, not another seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from simulations.result import PRIMARY_METRIC
+
+if TYPE_CHECKING:
+    from simulations.result import PlatformResult, RunResult
+
+CONFIDENT_STDERRS = 2.0
+
+
+class Outcome(StrEnum):
+    """What joining did to a platform."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    UNCLEAR = "no clear difference"
+    UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Federated minus local, and its standard error (None if it cannot be told)."""
+
+    mean: float
+    stderr: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """One platform's outcome and the sentence that gives the numbers behind it."""
+
+    platform: str
+    outcome: Outcome
+    text: str
+
+
+def gain_of(platform: PlatformResult, metric: str) -> Difference | None:
+    """Return what joining adds to ``metric``; None where one side was not measured.
+
+    Without a paired difference the standard error is that of two independent means, which is
+    too large (never too small) where both models do well on the same users.
+    """
+    gain = platform.gain.get(metric)
+    if gain is not None:
+        return None if gain.mean is None else Difference(mean=gain.mean, stderr=gain.stderr)
+    joined, alone = platform.models.get("federated"), platform.models.get("local")
+    if joined is None or alone is None:
+        return None
+    mean, mean_alone = joined.metrics.get(metric), alone.metrics.get(metric)
+    if mean is None or mean_alone is None:
+        return None
+    stderr, stderr_alone = joined.stderr.get(metric), alone.stderr.get(metric)
+    if stderr is None or stderr_alone is None:
+        return Difference(mean=mean - mean_alone, stderr=None)
+    return Difference(mean=mean - mean_alone, stderr=math.hypot(stderr, stderr_alone))
+
+
+def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
+    """Judge one platform by its gain in NDCG@10."""
+    gain = gain_of(platform, PRIMARY_METRIC)
+    if gain is None:
+        return Verdict(
+            platform=name,
+            outcome=Outcome.UNKNOWN,
+            text="Joining was not measured against going alone.",
+        )
+    if gain.stderr is None:
+        return Verdict(
+            platform=name,
+            outcome=Outcome.UNCLEAR,
+            text=f"Too few test users to tell (NDCG@10 {gain.mean:+.4f}, no standard error).",
+        )
+    numbers = f"NDCG@10 {gain.mean:+.4f}, standard error {gain.stderr:.4f}"
+    if abs(gain.mean) <= CONFIDENT_STDERRS * gain.stderr or gain.mean == 0:
+        outcome, lead = Outcome.UNCLEAR, "No clear difference between joining and going alone"
+    elif gain.mean > 0:
+        outcome, lead = Outcome.BETTER, "Joining is better than going alone"
+    else:
+        outcome, lead = Outcome.WORSE, "Joining is worse than going alone"
+    text = f"{lead} ({numbers})."
+    if _popularity_wins(platform):
+        text += " Neither beats simply showing the most popular items."
+    return Verdict(platform=name, outcome=outcome, text=text)
+
+
+def headline(result: RunResult) -> str:
+    """Sum the verdicts up in one sentence of counts."""
+    outcomes = [platform_verdict(n, p).outcome for n, p in result.platforms.items()]
+    total = len(outcomes)
+    parts = [
+        f"{phrase} on {outcomes.count(outcome)}"
+        for outcome, phrase in (
+            (Outcome.BETTER, "better than going alone"),
+            (Outcome.WORSE, "worse"),
+            (Outcome.UNCLEAR, "not clearly different"),
+            (Outcome.UNKNOWN, "not measured"),
+        )
+        if outcome in outcomes
+    ]
+    if not parts:
+        return "No platform was measured."
+    return f"Joining is {', '.join(parts)} of {total} platform{'s' if total > 1 else ''}."
+
+
+def _popularity_wins(platform: PlatformResult) -> bool:
+    values = {
+        name: platform.models[name].metrics.get(PRIMARY_METRIC)
+        for name in ("popularity", "local", "federated")
+        if name in platform.models
+    }
+    popularity = values.pop("popularity", None)
+    others = [value for value in values.values() if value is not None]
+    return popularity is not None and bool(others) and popularity >= max(others)
