@@ -1,5 +1,4 @@
-"""Private adaptation: fit the whole model to the platform's own users, from nothing or from the
-shared model.
+"""Private adaptation: fit the model to the platform's own users, alone or from the shared one.
 
 Everything here looks at the platform's raw interactions without noise, and none of it is ever
 released: not the item vectors it ends with, not a loss, not the number of epochs. Training for a
@@ -113,9 +112,9 @@ def fit_personal_model(
                 kept = _dropout(rows, generator)
                 penalty = WEIGHT_DECAY * rows.square().sum()
                 part = (loss(model, kept, batch).sum() + penalty) / len(users)
-                part.backward()  # type: ignore[no-untyped-call]
+                part.backward()
             pull = sum((p - anchors[name]).square().sum() for name, p in model.named_parameters())
-            (WEIGHT_DECAY / num_users * pull).backward()  # type: ignore[union-attr]
+            (WEIGHT_DECAY / num_users * pull).backward()
             optimiser.step()
         if epoch % EPOCHS_PER_CHECK == 0 or epoch == max_epochs:
             found = _snapshot(model, vectors, interactions, validation)
@@ -128,7 +127,7 @@ def fit_personal_model(
     return best
 
 
-def fit_user_vectors(  # noqa: PLR0913 - arrays and numbers, each with one meaning
+def fit_user_vectors(
     config: NcfConfig,
     shared: Arrays,
     vectors: UserVectors,

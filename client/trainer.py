@@ -105,7 +105,8 @@ def train_round(
             for name, parameter in model.named_parameters():
                 noise = source.gaussian(tuple(parameter.shape), plan.noise_std)
                 noisy = total[name].double() + torch.from_numpy(noise)
-                parameter -= (plan.learning_rate / plan.denominator * noisy).float()
+                step = (plan.learning_rate / plan.denominator * noisy).float()
+                parameter.sub_(step)
     update = {
         name: parameter.detach().numpy() - shared[name]
         for name, parameter in model.named_parameters()

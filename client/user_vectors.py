@@ -67,7 +67,7 @@ class UserVectors:
         second, taken = self.second_moment[users], self.num_steps[users]
         parameters = list(model.parameters())
         for parameter in parameters:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)  # noqa: FBT003 - torch names it `mode`
         try:
             for _ in range(num_steps):
                 vectors = vectors.detach().requires_grad_()
@@ -82,7 +82,7 @@ class UserVectors:
                     vectors = vectors - LEARNING_RATE * mean / (spread + TINY)
         finally:
             for parameter in parameters:
-                parameter.requires_grad_(requires_grad=True)
+                parameter.requires_grad_(True)  # noqa: FBT003
         vectors = vectors.detach()
         self.values[users], self.first_moment[users] = vectors, first
         self.second_moment[users], self.num_steps[users] = second, taken

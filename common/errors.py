@@ -93,7 +93,7 @@ class RequestRefused(CrossRecError):
 
 
 class InvalidRelease(CrossRecError):
-    """What a platform sent back cannot be aggregated: wrong keys, shapes, types, values or round."""
+    """What a platform sent back cannot be aggregated: keys, shapes, types, values or round."""
 
 
 class NonFiniteUpdate(CrossRecError):

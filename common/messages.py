@@ -176,10 +176,8 @@ def from_json(text: str, schema: type[T]) -> T:
     """
     try:
         value: Any = json.loads(text)
-        if not isinstance(value, dict):
-            msg = f"expected an object, found {type(value).__name__}."
-            raise ConfigError(msg)
-        return parse_config(value, schema, schema.__name__)
+        mapping = value if isinstance(value, dict) else {"": value}
+        return parse_config(mapping, schema, schema.__name__)
     except (ValueError, ConfigError, RecursionError) as error:
         msg = f"malformed message: {error}"
         raise RequestRefused(msg) from error

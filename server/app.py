@@ -6,14 +6,17 @@ The run names the file: ``flwr run . --run-config 'federation-config="/etc/.../f
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import load_config
 from common.errors import ConfigError
 from server.config import FederationConfig
 from server.rounds import FederationRun
+
+if TYPE_CHECKING:
+    from flwr.app import Context
 
 app = ServerApp()
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from common.privacy.mechanisms import TrustMode
     from simulations.options import SimulationOptions
-    from simulations.result import RunResult
+    from simulations.result import PlatformResult, RunResult
 
 
 class Trust(StrEnum):
@@ -70,7 +71,7 @@ class Split(StrEnum):
 _DATA, _PRIVACY, _TRAINING, _RUN = "Data", "Privacy", "Training", "Run"
 
 
-def simulate(  # noqa: PLR0913 - one parameter per option
+def simulate(
     *,
     data: Annotated[
         Path | None,
@@ -211,27 +212,21 @@ def simulate(  # noqa: PLR0913 - one parameter per option
         crossrec simulate --data shops/ --user-column customer_id --item-column sku
         crossrec simulate --resume runs/markets
     """
-    from rich.console import Console  # noqa: PLC0415 - heavy imports stay out of --help
+    from rich.console import Console
 
-    from common.errors import ConfigError  # noqa: PLC0415
-    from common.models.ncf import NcfConfig  # noqa: PLC0415
-    from simulations.options import SimulationOptions  # noqa: PLC0415
-    from simulations.simulate import SimulationRun  # noqa: PLC0415
+    from common.errors import ConfigError
+    from common.models.ncf import NcfConfig
+    from simulations.options import SimulationOptions
+    from simulations.simulate import SimulationRun
 
+    del split  # one choice; a platform's own held-out file always comes first
     console = Console()
-    del split  # one choice: a held-out file of the platform's own always comes first
     if resume is not None:
         if out is not None or overwrite:
             msg = "--resume names the run's folder itself; leave out --out and --overwrite."
             raise ConfigError(msg)
         run = SimulationRun.reopen(resume)
     else:
-        if trust is Trust.secagg:
-            msg = (
-                "--trust secagg: secure aggregation is not part of this version. Use "
-                "--trust local, or --trust secagg-simulated to see what it would bring."
-            )
-            raise ConfigError(msg)
         options = SimulationOptions(
             data=None if data is None else data.absolute(),
             user_column=user_column,
@@ -242,7 +237,7 @@ def simulate(  # noqa: PLR0913 - one parameter per option
             epsilon=epsilon,
             delta=delta,
             privacy_unit=privacy_unit.value,
-            trust=trust.value,
+            trust=_trust(trust),
             rounds=rounds,
             sampling_rate=sampling_rate,
             local_steps=local_steps,
@@ -276,8 +271,25 @@ def simulate(  # noqa: PLR0913 - one parameter per option
         raise typer.Exit(130)
 
 
+def _trust(trust: Trust) -> TrustMode:
+    from common.errors import ConfigError
+
+    modes: dict[Trust, TrustMode] = {
+        Trust.local: "local",
+        Trust.secagg_simulated: "secagg-simulated",
+        Trust.none: "none",
+    }
+    if trust not in modes:
+        msg = (
+            "--trust secagg: secure aggregation is not part of this version. Use "
+            "--trust local, or --trust secagg-simulated to see what it would bring."
+        )
+        raise ConfigError(msg)
+    return modes[trust]
+
+
 def _candidates(text: str) -> int | None:
-    from common.errors import ConfigError  # noqa: PLC0415
+    from common.errors import ConfigError
 
     if text == "all":
         return None
@@ -288,7 +300,7 @@ def _candidates(text: str) -> int | None:
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    from common.errors import ConfigError  # noqa: PLC0415
+    from common.errors import ConfigError
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):
@@ -317,7 +329,7 @@ def _introduction(options: SimulationOptions) -> str:
 
 
 def _show(console: Console, result: RunResult, folder: Path) -> None:
-    from simulations.verdict import headline  # noqa: PLC0415
+    from simulations.verdict import headline
 
     console.print(_table(result))
     console.print(headline(result), highlight=False)
@@ -331,22 +343,26 @@ def _show(console: Console, result: RunResult, folder: Path) -> None:
 
 
 def _table(result: RunResult) -> Table:
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
-    table = Table(title="Test users' held-out items, ranking (standard error)")
-    table.add_column("platform")
-    for name in ("users", "items", "epsilon"):
-        table.add_column(name, justify="right")
     models = [m for m in ("popularity", "local", "federated") if _has(result, m)]
+    table = Table(title="Ranking of held-out items: going alone (local) against joining")
+    table.add_column("platform")
+    table.add_column("users", justify="right")
+    table.add_column("epsilon\nspent", justify="right")
     for metric in ("ndcg@10", "hr@10"):
         for model in models:
             table.add_column(f"{metric.upper()}\n{model}", justify="right")
+    if "federated" in models:
+        table.add_column("NDCG@10\ngain", justify="right")
     for name, platform in result.platforms.items():
-        epsilon = "none" if platform.epsilon is None else f"{platform.epsilon:.2f}"
-        row = [name, f"{platform.num_users:,}", f"{platform.num_items:,}", epsilon]
-        for metric in ("ndcg@10", "hr@10"):
-            for model in models:
-                row.append(_cell(result, name, model, metric))
+        epsilon = "no limit" if platform.epsilon is None else f"{platform.epsilon:.2f}"
+        row = [name, f"{platform.num_users:,}", epsilon]
+        row += [
+            _cell(platform, model, metric) for metric in ("ndcg@10", "hr@10") for model in models
+        ]
+        if "federated" in models:
+            row.append(_gain(platform))
         table.add_row(*row)
     return table
 
@@ -355,9 +371,14 @@ def _has(result: RunResult, model: str) -> bool:
     return any(model in platform.models for platform in result.platforms.values())
 
 
-def _cell(result: RunResult, platform: str, model: str, metric: str) -> str:
-    found = result.platforms[platform].models.get(model)
-    if found is None or found.metrics.get(metric) is None:
+def _cell(platform: PlatformResult, model: str, metric: str) -> str:
+    found = platform.models.get(model)
+    value = None if found is None else found.metrics.get(metric)
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _gain(platform: PlatformResult) -> str:
+    gain = platform.gain.get("ndcg@10")
+    if gain is None or gain.mean is None:
         return "-"
-    stderr = found.stderr.get(metric)
-    return f"{found.metrics[metric]:.4f}" + ("" if stderr is None else f" ({stderr:.4f})")
+    return f"{gain.mean:+.4f}" + ("" if gain.stderr is None else f" ± {gain.stderr:.4f}")

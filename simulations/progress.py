@@ -96,4 +96,4 @@ class JournalProgress:
 
 
 def _sign(outcome: str) -> str:
-    return "✓" if outcome in {"released", "adopted"} else outcome.split(":")[0]
+    return "✓" if outcome in {"released", "adopted"} else outcome.split(":", maxsplit=1)[0]

@@ -323,7 +323,7 @@ def _privacy_statement(
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """JSON values of a configuration."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -14,6 +14,7 @@ spares private training one more noisy parameter. User vectors are an *argument*
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -81,6 +82,7 @@ class ItemLayer(nn.Module):
     def __init__(self, num_items: int, dim: int) -> None:
         """Build a layer of ``num_items`` rows; ``dim`` 0 leaves only the biases."""
         super().__init__()
+        self.weight: nn.Parameter | None
         self.register_parameter(
             "weight", nn.Parameter(torch.zeros(num_items, dim)) if dim else None
         )
@@ -112,7 +114,7 @@ class SharedNcf(nn.Module):
             self.tower_items = nn.Embedding(num_items, config.dim)
             widths = (2 * config.dim, *config.hidden)
             layers: list[nn.Module] = []
-            for width_in, width_out in zip(widths, widths[1:], strict=False):
+            for width_in, width_out in itertools.pairwise(widths):
                 layers += [nn.Linear(width_in, width_out), nn.ReLU()]
             self.tower = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 

@@ -6,6 +6,7 @@ message is checked against this list, on both sides.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +34,7 @@ def shared_shapes(config: NcfConfig, num_items: int) -> dict[str, tuple[int, ...
     if config.kind != "gmf":
         shapes["tower_items.weight"] = (num_items, config.dim)
         widths = (2 * config.dim, *config.hidden, 1)
-        for layer, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for layer, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
             shapes[f"tower.{2 * layer}.weight"] = (width_out, width_in)
             shapes[f"tower.{2 * layer}.bias"] = (width_out,)
     return shapes

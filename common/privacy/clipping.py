@@ -68,7 +68,10 @@ def clipped_gradient_sum(
             hooked.disable_hooks()
             (scale * losses).sum().backward()
             return {name: _gradient(p) for name, p in model.named_parameters()}
-        per_user = {name: p.grad_sample for name, p in model.named_parameters()}
+        per_user: dict[str, Tensor] = {
+            name: p.grad_sample  # type: ignore[attr-defined]
+            for name, p in model.named_parameters()
+        }
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in per_user.values()]).norm(dim=0)
         scale = _scale(norms, clipping_norm)
         return {name: torch.einsum("b,b...->...", scale, g) for name, g in per_user.items()}
@@ -88,7 +91,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
 
 
-@register_norm_sampler(ItemLayer)
+@register_norm_sampler(ItemLayer)  # type: ignore[untyped-decorator]
 def _item_layer_norms(
     layer: ItemLayer, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
@@ -96,14 +99,14 @@ def _item_layer_norms(
 
     ``r_i`` is the backprop of item i's score, summed over every place where she has item i.
     """
-    squared = _per_item(layer, activations, backprops).square().sum(1)
+    squared = _per_item(activations, backprops).square().sum(1)
     norms: dict[nn.Parameter, Tensor] = {layer.bias: squared.sqrt()}
     if layer.weight is not None:
         norms[layer.weight] = (squared * activations[0].square().sum(1)).sqrt()
     return norms
 
 
-@register_grad_sampler(ItemLayer)
+@register_grad_sampler(ItemLayer)  # type: ignore[untyped-decorator]
 def _item_layer_gradients(
     layer: ItemLayer, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
@@ -118,7 +121,7 @@ def _item_layer_gradients(
     return gradients
 
 
-def _per_item(layer: ItemLayer, activations: list[Tensor], backprops: Tensor) -> Tensor:
+def _per_item(activations: list[Tensor], backprops: Tensor) -> Tensor:
     """Sum backprops over equal items of a user: [B, m] -> [B, m], zeros at repeated places."""
     if len(activations) == 1:
         return backprops

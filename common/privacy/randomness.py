@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 
 
 class RandomSource(Protocol):
-    """Randomness of one release. Two implementations: :class:`SystemRandom`, :class:`SeededRandom`."""
+    """Randomness of one release, from :class:`SystemRandom` or :class:`SeededRandom`."""
 
     is_simulation: bool
     """True if an observer who knows the seed can predict the draws."""

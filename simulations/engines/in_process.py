@@ -115,7 +115,7 @@ class InProcessGrid(Grid):
         TaskIdentity.node_id = node
         try:
             reply = client.app.app(message, context)
-        except Exception as error:  # noqa: BLE001 - a raising client is a reply, not a crash
+        except Exception as error:
             log.warning("node %d raised: %s", node, error, exc_info=error)
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(_CLIENT_APP_RAISED, reason), reply_to=message)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -20,6 +19,8 @@ from common.errors import ConfigError, RunFailed
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from flwr.app import Context, Message
 
 
 class _PlatformsByPartition(ClientApp):
