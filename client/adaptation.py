@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from client.trainer import blocks_of_users, user_batch
-from common.evaluation.metrics import evaluate
+from common.evaluation.metrics import evaluate, paired_difference
 from common.models.losses import LOSSES
 from common.models.ncf import SharedNcf, initialise
 
@@ -156,6 +156,31 @@ def fit_user_vectors(
         batch = user_batch(config, interactions, users, rng)
         vectors.fit_(model, torch.from_numpy(users), batch, USER_STEPS)
     return _snapshot(model, vectors.values, interactions, validation)
+
+
+def joining_pays(
+    alone: PersonalModel,
+    joined: PersonalModel,
+    interactions: csr_matrix,
+    validation: csr_matrix,
+) -> bool:
+    """The gate: serve what joining brought only if the validation users clearly prefer it.
+
+    ``joined`` must beat ``alone`` by more than one standard error of the paired difference
+    (the one-standard-error rule: Breiman et al. 1984, section 3.4.3). Without validation users
+    the platform stays alone.
+    """
+    if not validation.nnz:
+        return False
+    metric = f"ndcg@{CUTOFF}"
+    with_joining, without = (
+        evaluate(
+            model.scores, interactions, validation, cutoffs=(CUTOFF,), rng=np.random.default_rng(0)
+        )
+        for model in (joined, alone)
+    )
+    difference = paired_difference(with_joining, without, metric)
+    return difference.mean > difference.stderr
 
 
 def _dropout(rows: Tensor, generator: torch.Generator) -> Tensor:

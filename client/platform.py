@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from client.adaptation import fit_personal_model, fit_user_vectors
+from client.adaptation import fit_personal_model, fit_user_vectors, joining_pays
 from client.data import load_catalogue, load_platform_data
 from client.state import PlatformState
 from client.trainer import TrainingPlan, train_round
@@ -146,9 +146,12 @@ class Platform:
                 request.model, local, vectors, data.users.matrix, data.validation, seed=seed
             )
             state.save_model("shared", frozen, data.users_digest)
-            state.save_model("alone", fit(), data.users_digest)
+            alone = fit()
             joined = fit(shared=local, user_vectors=frozen.user_vectors)
+            state.save_model("alone", alone, data.users_digest)
             state.save_model("joined", joined, data.users_digest)
+            pays = joining_pays(alone, joined, data.users.matrix, data.validation)
+            state.save_served("joined" if pays else "alone")
 
     def _check_policy(self, request: TrainRequest) -> None:
         """Hold a request against the platform's own configuration.

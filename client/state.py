@@ -5,7 +5,8 @@ Layout of the folder::
     ledger.sqlite                   spends and releases
     releases/<hash>.safetensors     latest releases, byte for byte
     private/<hash>.safetensors      user vectors after the round of the same name
-    model/NAME.safetensors          personal models: ``shared``, ``alone``, ``joined``
+    model/NAME.safetensors          personal models, see ``ModelName``
+    model/served.txt                name of the one that is served, written last
 
 Private vectors of a round become current only when the ledger has recorded its release, so a
 crash at any point leaves the state of the round before or of the round after.
@@ -14,7 +15,7 @@ crash at any point leaves the state of the round before or of the round after.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 ModelName = Literal["shared", "alone", "joined"]
 """``shared``: shared items as they came, private user vectors; ``alone``: fitted without the
 federation; ``joined``: fitted from the shared model."""
+
+ServedName = Literal["alone", "joined"]
+"""What a platform may serve; the gate chooses."""
 
 _VECTORS = ("values", "first_moment", "second_moment", "num_steps")
 
@@ -143,6 +147,26 @@ class PlatformState:
             user_vectors=user_vectors,
             validation_ndcg=float(metadata["validation_ndcg"]),
         )
+
+    def save_served(self, name: ServedName) -> None:
+        """Record which model is served, after all of them were saved."""
+        write_durably(self._folder / "model" / "served.txt", name.encode())
+
+    def served(self) -> ServedName | None:
+        """Which model is served, or None before the first hand-over.
+
+        Raises:
+            StateError: if the record is damaged.
+        """
+        path = self._folder / "model" / "served.txt"
+        if not path.exists():
+            return None
+        name = path.read_text(encoding="utf-8", errors="replace")
+        for known in get_args(ServedName):
+            if name == known:
+                return cast("ServedName", known)
+        msg = f"{path}: names no model that can be served; run the hand-over again."
+        raise StateError(msg)
 
     def _model_file(self, name: ModelName) -> Path:
         return self._folder / "model" / f"{name}.safetensors"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from common.data.batches import full_batch, sampled_batch
+from common.data.batches import make_batch
 from common.errors import NonFiniteUpdate
 from common.models.ncf import SharedNcf
 from common.privacy.clipping import clipped_gradient_sum
@@ -121,9 +121,8 @@ def user_batch(
     config: NcfConfig, interactions: csr_matrix, users: np.ndarray, rng: np.random.Generator
 ) -> UserBatch:
     """The batch of ``users`` that the model's loss needs."""
-    if config.loss == "softmax":
-        return full_batch(interactions, users)
-    return sampled_batch(interactions, users, config.num_negatives, rng)
+    num_negatives = 0 if config.loss == "softmax" else config.num_negatives
+    return make_batch(interactions, users, num_negatives, rng)
 
 
 def blocks_of_users(sample: np.ndarray, config: NcfConfig, num_items: int) -> list[np.ndarray]:

@@ -11,6 +11,8 @@ from server.strategy import ServerState
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from common.models.partition import Arrays
+
 _PARTS = ("parameters", "first_moment", "second_moment")
 
 
@@ -36,7 +38,7 @@ class Checkpoints:
         """The latest state, or None if no round was closed yet.
 
         Raises:
-            StateError: if the file is damaged or belongs to another run.
+            StateError: if the file is damaged, is no checkpoint, or belongs to another run.
         """
         if not self._path.exists():
             return None
@@ -47,8 +49,12 @@ class Checkpoints:
                 f"{self._run_id!r}. Choose another state folder or the run's own configuration."
             )
             raise StateError(msg)
-        parts = {
-            part: {k.removeprefix(part + "/"): v for k, v in arrays.items() if k.startswith(part)}
-            for part in _PARTS
-        }
-        return ServerState(rounds_done=int(metadata["rounds_done"]), **parts)
+        parts: dict[str, Arrays] = {part: {} for part in _PARTS}
+        try:
+            for key, array in arrays.items():
+                part, _, name = key.partition("/")
+                parts[part][name] = array
+            return ServerState(rounds_done=int(metadata["rounds_done"]), **parts)
+        except (KeyError, ValueError) as error:
+            msg = f"{self._path}: is not a checkpoint of a run ({error})."
+            raise StateError(msg) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,11 +26,16 @@ class FederationSection:
     """A round with fewer releases than this is discarded and ends the run."""
     seed: int = 0
     """Starting values of the shared parameters."""
+    join_timeout_seconds: float = 600.0
+    """How long the run waits for platforms that are not there yet, before it starts without."""
     round_timeout_seconds: float = 3600.0
     """How long a round waits before it closes with the platforms that answered."""
 
     def __post_init__(self) -> None:
         """Refuse runs that could not take place."""
+        if not self.run_id or "/" in self.run_id:
+            msg = f"run_id: found {self.run_id!r}, expected a name without a slash."
+            raise ConfigError(msg)
         if self.rounds < 1:
             msg = f"rounds: found {self.rounds}, expected at least 1."
             raise ConfigError(msg)
@@ -39,6 +45,10 @@ class FederationSection:
         if not 1 <= self.quorum <= len(self.platforms):
             msg = f"quorum: found {self.quorum}, expected 1 to {len(self.platforms)}."
             raise ConfigError(msg)
+        for name in ("join_timeout_seconds", "round_timeout_seconds"):
+            if not getattr(self, name) > 0:  # infinity is a choice, NaN is not
+                msg = f"{name}: found {getattr(self, name)}, expected a positive number."
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +76,13 @@ class MechanismSection:
     trust: TrustMode = "local"
     """Trust mode; platforms refuse one that is not theirs."""
 
+    def __post_init__(self) -> None:
+        """Refuse a mechanism that no accountant knows, before a platform is asked for it."""
+        self.per_round()
+        if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):
+            msg = f"clipping_norm: found {self.clipping_norm}, expected a positive number."
+            raise ConfigError(msg)
+
     def per_round(self) -> SampledGaussian:
         """The mechanism of one round."""
         return SampledGaussian(
@@ -90,6 +107,19 @@ class TrainingSection:
     """Step length on the server."""
     momentum: float = 0.9
     """First-moment decay of both strategies; 0 switches momentum off."""
+
+    def __post_init__(self) -> None:
+        """Refuse steps that lead nowhere."""
+        for name in ("local_learning_rate", "server_learning_rate"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                msg = f"{name}: found {getattr(self, name)}, expected a positive number."
+                raise ConfigError(msg)
+        if self.user_steps < 1:
+            msg = f"user_steps: found {self.user_steps}, expected at least 1."
+            raise ConfigError(msg)
+        if not 0 <= self.momentum < 1:
+            msg = f"momentum: found {self.momentum}, expected a number in [0, 1)."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

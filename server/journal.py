@@ -9,6 +9,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from common.errors import StateError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -20,15 +22,34 @@ class Journal:
     """Appends events to ``journal.jsonl`` in the server's state folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the journal for appending; the folder is created if needed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / FILE_NAME).open("a", encoding="utf-8")
+        """Open the journal for appending; the folder is created if needed.
+
+        Raises:
+            StateError: if it cannot be opened.
+        """
+        path = folder / FILE_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+            # A crash may have left half a line; what follows must not be glued to it.
+            self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        except OSError as error:
+            msg = f"{path}: the journal cannot be opened ({error.strerror})."
+            raise StateError(msg) from error
 
     def write(self, event: str, **facts: object) -> None:
-        """Append one event with the current time; visible to readers at once."""
+        """Append one event with the current time; visible to readers at once.
+
+        Raises:
+            StateError: if the disk is full.
+        """
         entry = {"event": event, "time": time.time(), **facts}
-        self._file.write(json.dumps(entry, sort_keys=True) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            msg = f"{self._file.name}: the journal cannot be written ({error.strerror})."
+            raise StateError(msg) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from common.data.catalogue import read_catalogue
-from common.errors import CrossRecError, InvalidRelease, RequestRefused, RunFailed
+from common.errors import CrossRecError, InvalidRelease, RequestRefused, RunFailed, StateError
 from common.messages import ADOPT, PROFILE, TRAIN, AdoptRequest, Profile, Reply, TrainRequest
 from common.models.ncf import initialise
 from common.models.partition import check_shared
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+_LARGEST_POPULATION = 10**10
+_LONGEST_REASON = 500
 
 
 class FederationRun:
@@ -64,12 +66,10 @@ class FederationRun:
         Raises:
             RunFailed: if fewer platforms than the quorum answer a round.
         """
-        state = self._checkpoints.load()
-        if state is None:
-            state = initial_state(self._initial_parameters())
         planned = self._config.federation.rounds
-        self._journal.write("run-started", rounds=planned, rounds_done=state.rounds_done)
         try:
+            state = self._load_state()
+            self._journal.write("run-started", rounds=planned, rounds_done=state.rounds_done)
             nodes, profiles = self._meet()
             while state.rounds_done < planned:
                 state = self._round(state, nodes, profiles)
@@ -83,6 +83,18 @@ class FederationRun:
             self._journal.close()
         return state
 
+    def _load_state(self) -> ServerState:
+        state = self._checkpoints.load()
+        if state is None:
+            return initial_state(self._initial_parameters())
+        try:
+            for arrays in (state.parameters, state.first_moment, state.second_moment):
+                check_shared(arrays, self._config.model, self._num_items)
+        except InvalidRelease as error:
+            msg = f"{self._config.state.folder}: the checkpoint belongs to another model. {error}"
+            raise StateError(msg) from error
+        return state
+
     def _initial_parameters(self) -> Arrays:
         seed = derive_seed(self._config.federation.seed, "initial-parameters")
         model = initialise(self._config.model, self._num_items, torch.Generator().manual_seed(seed))
@@ -93,26 +105,30 @@ class FederationRun:
         expected = set(self._config.federation.platforms)
         nodes: dict[str, int] = {}
         profiles: dict[str, Profile] = {}
-        deadline = time.monotonic() + self._config.federation.round_timeout_seconds
+        give_up = time.monotonic() + self._config.federation.join_timeout_seconds
         asked: set[int] = set()
-        while time.monotonic() < deadline and len(nodes) < len(expected):
+        while len(nodes) < len(expected):
             new = [node for node in self._grid.get_node_ids() if node not in asked]
+            if not new:
+                if time.monotonic() > give_up:
+                    break
+                time.sleep(POLL_SECONDS)
+                continue
             asked.update(new)
             messages = {node: Message(RecordDict(), node, PROFILE) for node in new}
-            for node, content, cause in self._exchange(messages, deadline):
+            for node, content, cause in self._exchange(messages):
                 try:
                     if content is None:
-                        raise InvalidRelease(cause)
+                        raise RequestRefused(cause)
                     found, _ = decode(content, Profile)
                     self._check_profile(found, nodes)
                 except CrossRecError as error:
-                    self._journal.write("platform-refused", node=str(node), reason=str(error))
-                    log.warning("a node was refused: %s", error)
+                    reason = _shortened(error)
+                    self._journal.write("platform-refused", node=str(node), reason=reason)
+                    log.warning("node %d was refused: %s", node, reason)
                     continue
                 nodes[found.platform], profiles[found.platform] = node, found
                 self._journal.write("platform-joined", platform=found.platform)
-            if not new:
-                time.sleep(POLL_SECONDS)
         if len(nodes) < self._config.federation.quorum:
             msg = (
                 f"{len(nodes)} of {len(expected)} platforms joined, the quorum is "
@@ -132,7 +148,14 @@ class FederationRun:
         if found.catalogue_digest != self._catalogue_digest:
             msg = f"platform {found.platform!r} holds another version of the catalogue."
             raise RequestRefused(msg)
-        if found.population < 1:
+        mechanism = self._config.mechanism
+        if (found.trust, found.unit) != (mechanism.trust, mechanism.unit):
+            msg = (
+                f"platform {found.platform!r} accepts trust {found.trust!r} per {found.unit}; "
+                f"this run is {mechanism.trust!r} per {mechanism.unit}."
+            )
+            raise RequestRefused(msg)
+        if not 1 <= found.population <= _LARGEST_POPULATION:
             msg = f"platform {found.platform!r} declares population {found.population}."
             raise RequestRefused(msg)
 
@@ -166,32 +189,45 @@ class FederationRun:
             messages[node] = Message(record, node, TRAIN, group_id=str(number))
         names = {node: name for name, node in nodes.items()}
         mean = StreamingMean()
-        deadline = time.monotonic() + self._config.federation.round_timeout_seconds
-        for node, content, cause in self._exchange(messages, deadline):
-            outcome = self._add(mean, names[node], number, content, cause)
+        for node, content, cause in self._exchange(messages):
+            release, outcome = self._read(names[node], number, "released", content, cause)
+            if release is not None:
+                mean.add(release)
             self._journal.write("reply", round=number, platform=names[node], outcome=outcome)
-        if mean.count < self._config.federation.quorum:
+        # Under secure aggregation each platform adds a share of the noise: all are needed.
+        is_summed = mechanism.trust == "secagg-simulated"
+        needed = len(nodes) if is_summed else self._config.federation.quorum
+        if mean.count < needed:
             msg = (
-                f"round {number}: {mean.count} releases, the quorum is "
-                f"{self._config.federation.quorum}. Finished rounds are kept; see the journal "
-                "for each platform's reason, then start the same run again."
+                f"round {number}: {mean.count} of {len(nodes)} platforms released, {needed} are "
+                f"needed{' for all of the noise' if is_summed else ''}. Finished rounds are kept; "
+                "see the journal for each platform's reason, then start the same run again."
             )
             raise RunFailed(msg)
         update = mean.result()
-        state = apply_update(state, update, training)
-        self._checkpoints.save(state)
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = apply_update(state, update, training)
+        arrays = [*state.parameters.values(), *state.second_moment.values()]
+        if not all(np.isfinite(array).all() for array in arrays):
+            msg = (
+                f"round {number}: the mean of the releases is so large that the parameters "
+                "overflow. Finished rounds are kept; leave out the platform that sent it."
+            )
+            raise RunFailed(msg)
         norm = float(
             np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in update.values()))
         )
+        # Before the checkpoint: a crash in between repeats the round, and its entry here.
         self._journal.write("round-closed", round=number, releases=mean.count, update_norm=norm)
+        self._checkpoints.save(state)
         return state
 
-    def _add(
-        self, mean: StreamingMean, name: str, number: int, content: RecordDict | None, cause: str
-    ) -> str:
-        """Add one reply if it is a valid release; return what became of it."""
+    def _read(
+        self, name: str, number: int, wanted: str, content: RecordDict | None, cause: str
+    ) -> tuple[Arrays | None, str]:
+        """Take one reply: its arrays if the platform did what was asked, and what it did."""
         if content is None:
-            return f"no answer: {cause}"
+            return None, _shortened(f"no answer: {cause}")
         try:
             reply, arrays = decode(content, Reply)
             run_id = self._config.federation.run_id
@@ -202,15 +238,17 @@ class FederationRun:
                 )
                 raise InvalidRelease(msg)
             if reply.outcome == "declined":
-                return f"declined: {reply.reason}"
-            if reply.outcome != "released":
-                msg = f"outcome {reply.outcome!r} in a training round."
+                return None, _shortened(f"declined: {reply.reason}")
+            if reply.outcome != wanted:
+                msg = f"outcome {reply.outcome!r}, expected {wanted!r}."
                 raise InvalidRelease(msg)
-            mean.add(check_shared(arrays, self._config.model, self._num_items))
+            if wanted == "released":
+                arrays = check_shared(arrays, self._config.model, self._num_items)
         except CrossRecError as error:
-            log.warning("reply of %s left out: %s", name, error)
-            return f"left out: {error}"
-        return "released"
+            outcome = _shortened(f"left out: {error}")
+            log.warning("reply of %s %s", name, outcome)
+            return None, outcome
+        return arrays, wanted
 
     def _hand_over(self, state: ServerState, nodes: Mapping[str, int]) -> None:
         self._journal.write("handing-over", platforms=list(nodes))
@@ -224,21 +262,15 @@ class FederationRun:
             )
             messages[node] = Message(encode(request, state.parameters), node, ADOPT)
         names = {node: name for name, node in nodes.items()}
-        deadline = time.monotonic() + self._config.federation.round_timeout_seconds
-        for node, content, cause in self._exchange(messages, deadline):
-            outcome = f"no answer: {cause}"
-            if content is not None:
-                try:
-                    reply, _ = decode(content, Reply)
-                    outcome = f"{reply.outcome} {reply.reason}".strip()
-                except CrossRecError as error:
-                    outcome = f"left out: {error}"
+        for node, content, cause in self._exchange(messages):
+            _, outcome = self._read(names[node], 0, "adopted", content, cause)
             self._journal.write("handed-over", platform=names[node], outcome=outcome)
 
     def _exchange(
-        self, messages: Mapping[int, Message], deadline: float
+        self, messages: Mapping[int, Message]
     ) -> Iterator[tuple[int, RecordDict | None, str]]:
         """Send one message to each node; yield (node, content or None, cause) as replies arrive."""
+        deadline = time.monotonic() + self._config.federation.round_timeout_seconds
         waiting: dict[str, int] = {}
         for node, message in messages.items():
             # One at a time: push_messages leaves out unreachable nodes without saying which.
@@ -262,3 +294,9 @@ class FederationRun:
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():
             yield node, None, "the round closed before it answered"
+
+
+def _shortened(reason: object) -> str:
+    """A platform's own words, of a length that the journal can hold."""
+    text = str(reason)
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"

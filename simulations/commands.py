@@ -69,6 +69,8 @@ class Split(StrEnum):
 
 
 _DATA, _PRIVACY, _TRAINING, _RUN = "Data", "Privacy", "Training", "Run"
+_SHORT = {"popularity": "popular"}
+_METRICS = ("ndcg@10", "hr@10")
 
 
 def simulate(
@@ -345,30 +347,30 @@ def _show(console: Console, result: RunResult, folder: Path) -> None:
 def _table(result: RunResult) -> Table:
     from rich.table import Table
 
-    models = [m for m in ("popularity", "local", "federated") if _has(result, m)]
-    table = Table(title="Ranking of held-out items: going alone (local) against joining")
-    table.add_column("platform")
-    table.add_column("users", justify="right")
+    has_federated = any("federated" in p.models for p in result.platforms.values())
+    columns = [("ndcg@10", "popularity")]
+    if has_federated:
+        columns += [(metric, model) for metric in _METRICS for model in ("local", "federated")]
+    table = Table(
+        title="Held-out items: going alone (local) against joining (federated)",
+        box=None,
+        pad_edge=False,
+    )
+    table.add_column("\nplatform")
+    table.add_column("\nusers", justify="right")
     table.add_column("epsilon\nspent", justify="right")
-    for metric in ("ndcg@10", "hr@10"):
-        for model in models:
-            table.add_column(f"{metric.upper()}\n{model}", justify="right")
-    if "federated" in models:
+    for metric, model in columns:
+        table.add_column(f"{metric.upper()}\n{_SHORT.get(model, model)}", justify="right")
+    if has_federated:
         table.add_column("NDCG@10\ngain", justify="right")
     for name, platform in result.platforms.items():
         epsilon = "no limit" if platform.epsilon is None else f"{platform.epsilon:.2f}"
         row = [name, f"{platform.num_users:,}", epsilon]
-        row += [
-            _cell(platform, model, metric) for metric in ("ndcg@10", "hr@10") for model in models
-        ]
-        if "federated" in models:
+        row += [_cell(platform, model, metric) for metric, model in columns]
+        if has_federated:
             row.append(_gain(platform))
         table.add_row(*row)
     return table
-
-
-def _has(result: RunResult, model: str) -> bool:
-    return any(model in platform.models for platform in result.platforms.values())
 
 
 def _cell(platform: PlatformResult, model: str, metric: str) -> str:
@@ -379,6 +381,4 @@ def _cell(platform: PlatformResult, model: str, metric: str) -> str:
 
 def _gain(platform: PlatformResult) -> str:
     gain = platform.gain.get("ndcg@10")
-    if gain is None or gain.mean is None:
-        return "-"
-    return f"{gain.mean:+.4f}" + ("" if gain.stderr is None else f" ± {gain.stderr:.4f}")
+    return "-" if gain is None or gain.mean is None else f"{gain.mean:+.4f}"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from common.data.schema import Marketplace
     from simulations.options import SimulationOptions
 
+_JOIN_SECONDS = 5.0
 _PLATFORM_NAME = re.compile(r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]*")
 
 
@@ -95,7 +96,7 @@ def lay_out(
     Laying out the same options again writes the same files, so a run can be resumed.
 
     Raises:
-        ConfigError: if a platform's name cannot be a folder, or there are too few platforms.
+        ConfigError: if a platform's name cannot be a folder, or no noise is enough for epsilon.
         StateError: if the folder cannot be written.
     """
     catalogue_file = folder / "catalogue.csv"
@@ -147,6 +148,9 @@ def lay_out(
             platforms=tuple(platform.name for platform in platforms),
             quorum=1,
             seed=options.seed,
+            # All nodes are there from the start, and a slow machine must not change a result.
+            join_timeout_seconds=_JOIN_SECONDS,
+            round_timeout_seconds=math.inf,
         ),
         catalogue=server.config.CatalogueSection(file=catalogue_file.absolute()),
         mechanism=server.config.MechanismSection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from client.adaptation import PersonalModel
     from client.config import PlatformConfig
-    from client.state import ModelName
+    from client.state import ModelName, ServedName
     from common.evaluation.metrics import RankingMetrics
     from simulations.federation import SimulatedPlatform
 
@@ -27,20 +28,27 @@ CUTOFFS = (10, 20)
 REPORTED_MODELS: dict[str, ModelName] = {
     "shared": "shared",
     "local": "alone",
-    "federated": "joined",
+    "joined": "joined",
 }
-"""Name in reports -> model in a platform's state."""
+"""Name in reports -> model in a platform's state; ``federated`` is the one that it serves."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One platform's models on its test pairs."""
+
+    models: dict[str, ModelResult]
+    """By name; models that the run has not reached are absent."""
+    gain: dict[str, Gain]
+    """By metric: ``federated`` minus ``local`` on the same users."""
+    gate: ServedName | None
+    """Which model the platform serves."""
 
 
 def measure_platform(
     platform: SimulatedPlatform, config: PlatformConfig, *, candidates: int | None, seed: int
-) -> tuple[dict[str, ModelResult], dict[str, Gain]]:
-    """Rank the test items by every model the platform has.
-
-    Returns:
-        results by model, and by metric what ``federated`` gains over ``local`` on the same users.
-        Models that the run has not reached are absent.
-    """
+) -> Measured:
+    """Rank the test items by every model the platform has."""
     measured = {"popularity": _evaluate(platform, _popularity(platform), candidates, seed)}
     data = load_platform_data(config)
     state = PlatformState(config.state.folder, config.state.keep_releases)
@@ -50,16 +58,23 @@ def measure_platform(
             if model is not None:
                 scorer = _personal(platform, model, data.users.user_ids)
                 measured[reported] = _evaluate(platform, scorer, candidates, seed)
+        gate = state.served()
     finally:
         state.close()
     gain = {}
-    if "federated" in measured and "local" in measured:
-        federated, local = measured["federated"], measured["local"]
+    if gate is not None:
+        measured["federated"] = measured["joined" if gate == "joined" else "local"]
         gain = {
-            metric: Gain.measured(paired_difference(federated, local, metric))
+            metric: Gain.measured(
+                paired_difference(measured["federated"], measured["local"], metric)
+            )
             for metric in ("ndcg@10", "hr@10")
         }
-    return {name: ModelResult.measured(metrics) for name, metrics in measured.items()}, gain
+    return Measured(
+        models={name: ModelResult.measured(metrics) for name, metrics in measured.items()},
+        gain=gain,
+        gate=gate,
+    )
 
 
 def _evaluate(

@@ -33,7 +33,7 @@ class JournalProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[states]}"),
+            TextColumn("{task.fields[states]}", markup=False),  # platforms choose their names
             console=console,
         )
         self._rounds = self._progress.add_task("Private rounds", total=None, states="")

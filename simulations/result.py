@@ -109,6 +109,8 @@ class PlatformResult(_Checked):
         sampling_rate: chance of a user to take part in a round.
         models: by name: ``popularity``, ``local`` (going alone), ``federated`` (joining), others.
         gain: by metric, federated minus local paired over users; may be empty.
+        gate: which of its two models the platform serves, by its own validation users; None if
+            the run did not get there.
     """
 
     num_users: int
@@ -126,6 +128,7 @@ class PlatformResult(_Checked):
     noise_multiplier: float | None = None
     sampling_rate: float | None = None
     gain: Mapping[str, Gain] = field(default_factory=dict)
+    gate: Literal["alone", "joined"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from common.config import dump_config, load_config
 from common.data.readers import read_marketplace
 from common.data.schema import Columns
 from common.data.synthetic import MarketplaceConfig, generate_marketplace
-from common.errors import ConfigError
+from common.errors import ConfigError, RunFailed
 from common.models.partition import shared_shapes
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import Ledger
@@ -126,6 +126,9 @@ class SimulationRun:
 
         An interrupted run gives a valid partial result; executing it again goes on where it
         stopped and ends with the result that an undisturbed run has.
+
+        Raises:
+            RunFailed: if the federation could not go on; a partial result is written first.
         """
         began = time.monotonic()
         marketplace = load_marketplace(self.options)
@@ -136,16 +139,22 @@ class SimulationRun:
             if console is None
             else JournalProgress(journal, console, start=_journal_size(journal))
         )
-        complete = True
+        failure: RunFailed | None = None
+        complete = False
         try:
             with progress:
                 _run_engine(self.options, federation)
+            complete = True
         except KeyboardInterrupt:
-            complete = False
+            pass
+        except RunFailed as error:
+            failure = error
         result = self._result(marketplace, federation, began, complete=complete)
         write_result(self.folder / RESULT_FILE, result)
         save_figures(result, self.folder / "figures")
         write_report(self.folder / REPORT_FILE, result)
+        if failure is not None:
+            raise failure
         return result
 
     def _result(
@@ -160,7 +169,7 @@ class SimulationRun:
         config = load_config(federation.config_file, FederationConfig)
         rounds = _round_records(self.folder / "federation-state")
         platforms = {p.name: self._platform_result(p, config) for p in federation.platforms}
-        command = f"crossrec simulate --resume {self.folder}"
+        command = shlex.join(["crossrec", "simulate", "--resume", str(self.folder)])
         return RunResult(
             status="complete" if complete else "partial",
             configuration=_plain(asdict(options)),
@@ -192,7 +201,7 @@ class SimulationRun:
         mechanisms = [spend.mechanism for spend in spends]
         history = [epsilon_spent(mechanisms[:n], options.delta) for n in range(1, len(spends) + 1)]
         broken = epsilon_spent([spend.mechanism_if_broken for spend in spends], options.delta)
-        models, gain = measure_platform(
+        measured = measure_platform(
             platform, config, candidates=options.candidates, seed=options.seed
         )
         is_private = options.trust != "none"
@@ -212,8 +221,9 @@ class SimulationRun:
             epsilon_history=tuple(finite_or_none(value) for value in history),
             noise_multiplier=federation.mechanism.noise_multiplier,
             sampling_rate=federation.mechanism.sampling_rate,
-            models=models,
-            gain=gain,
+            models=measured.models,
+            gain=measured.gain,
+            gate=measured.gate,
         )
 
 

@@ -26,6 +26,7 @@ class Outcome(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     UNCLEAR = "no clear difference"
+    STAYED_ALONE = "stayed alone"
     UNKNOWN = "not measured"
 
 
@@ -70,6 +71,8 @@ def gain_of(platform: PlatformResult, metric: str) -> Difference | None:
 def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     """Judge one platform by its gain in NDCG@10."""
     gain = gain_of(platform, PRIMARY_METRIC)
+    if platform.gate == "alone":
+        return _stayed_alone(name, platform)
     if gain is None:
         return Verdict(
             platform=name,
@@ -95,6 +98,21 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     return Verdict(platform=name, outcome=outcome, text=text)
 
 
+def _stayed_alone(name: str, platform: PlatformResult) -> Verdict:
+    """The gate refused the shared model: say what it would have brought."""
+    text = (
+        "Joining does not pay: its own validation users did not clearly prefer the shared model, "
+        "so it serves what it fitted alone"
+    )
+    joined, alone = (
+        platform.models[model].metrics.get(PRIMARY_METRIC) if model in platform.models else None
+        for model in ("joined", "local")
+    )
+    if joined is not None and alone is not None:
+        text += f" (NDCG@10 with the shared model {joined - alone:+.4f})"
+    return Verdict(platform=name, outcome=Outcome.STAYED_ALONE, text=f"{text}.")
+
+
 def headline(result: RunResult) -> str:
     """Sum the verdicts up in one sentence of counts."""
     outcomes = [platform_verdict(n, p).outcome for n, p in result.platforms.items()]
@@ -105,6 +123,7 @@ def headline(result: RunResult) -> str:
             (Outcome.BETTER, "better than going alone"),
             (Outcome.WORSE, "worse"),
             (Outcome.UNCLEAR, "not clearly different"),
+            (Outcome.STAYED_ALONE, "refused by the platform's own gate"),
             (Outcome.UNKNOWN, "not measured"),
         )
         if outcome in outcomes

@@ -23,57 +23,48 @@ MAX_POSITIVES = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserBatch:
-    """What the losses see of B users.
+    """What the losses see of B users: P padded positives each, then N negatives."""
 
-    ``targets`` is for the full softmax, the other three for the sampled losses.
-    """
-
-    targets: Tensor | None = None
-    """[B, num_items], 1 where the user interacted with the item, else 0."""
-    items: Tensor | None = None
-    """[B, P + N] item rows: P padded positives, then N negatives."""
-    is_positive: Tensor | None = None
+    items: Tensor
+    """[B, P + N] item rows; padding is row 0. N is 0 for the full softmax."""
+    is_positive: Tensor
     """[B, P + N] bool, True at real (not padded) positives."""
-    is_negative: Tensor | None = None
+    is_negative: Tensor
     """[B, P + N] bool, True at negatives that are none of the user's own items."""
 
 
-def full_batch(matrix: csr_matrix, users: np.ndarray) -> UserBatch:
-    """The batch of ``users`` (row numbers) for the full softmax."""
-    return UserBatch(targets=torch.from_numpy(matrix[users].toarray()))
-
-
-def sampled_batch(
+def make_batch(
     matrix: csr_matrix, users: np.ndarray, num_negatives: int, rng: np.random.Generator
 ) -> UserBatch:
-    """The batch of ``users`` for the sampled losses.
+    """Gather the positives of ``users`` and draw their negatives.
 
     Args:
         matrix: [num_users, num_items], sorted indices.
         users: row numbers, shape [B].
-        num_negatives: uniform negatives per user, with replacement.
+        num_negatives: uniform negatives per user, with replacement; 0 for the full softmax.
         rng: draws negatives and subsets of heavy users.
     """
     rows = matrix[users]
     counts = np.diff(rows.indptr)
     owner = np.repeat(np.arange(len(users)), counts)
-    # Shuffle within each user, so that the first MAX_POSITIVES are a random subset.
-    order = np.lexsort((rng.random(len(owner)), owner))
     place = np.arange(len(owner)) - np.repeat(rows.indptr[:-1], counts)
+    owned = rows.indices
+    if counts.max(initial=0) > MAX_POSITIVES:
+        # Shuffle within each user, so that the first MAX_POSITIVES are a random subset.
+        owned = owned[np.lexsort((rng.random(len(owner)), owner))]
     kept = place < MAX_POSITIVES
     width = int(min(counts.max(initial=1), MAX_POSITIVES))
     items = np.zeros((len(users), width + num_negatives), dtype=np.int64)
     is_positive = np.zeros(items.shape, dtype=bool)
-    items[owner[kept], place[kept]] = rows.indices[order][kept]
-    is_positive[owner[kept], place[kept]] = True
-
-    num_items = matrix.shape[1]
-    negatives = rng.integers(num_items, size=(len(users), num_negatives))
-    items[:, width:] = negatives
-    own = np.sort(owner * num_items + rows.indices)
-    drawn = np.arange(len(users))[:, None] * num_items + negatives
     is_negative = np.zeros(items.shape, dtype=bool)
-    is_negative[:, width:] = ~np.isin(drawn, own)
+    items[owner[kept], place[kept]] = owned[kept]
+    is_positive[owner[kept], place[kept]] = True
+    if num_negatives:
+        num_items = matrix.shape[1]
+        negatives = rng.integers(num_items, size=(len(users), num_negatives))
+        items[:, width:] = negatives
+        drawn = np.arange(len(users))[:, None] * num_items + negatives
+        is_negative[:, width:] = ~np.isin(drawn, owner * num_items + rows.indices)
     return UserBatch(
         items=torch.from_numpy(items),
         is_positive=torch.from_numpy(is_positive),

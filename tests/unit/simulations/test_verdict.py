@@ -33,6 +33,13 @@ def test_a_claim_needs_two_standard_errors(
     assert platform_verdict("north", with_gain(mean, stderr)).outcome is outcome
 
 
+def test_a_platform_that_stays_alone_says_what_joining_would_have_brought() -> None:
+    models = {"local": model(0.30), "joined": model(0.28), "federated": model(0.30)}
+    verdict = platform_verdict("x", replace(platform(), models=models, gate="alone"))
+    assert verdict.outcome is Outcome.STAYED_ALONE
+    assert "-0.0200" in verdict.text
+
+
 def test_verdict_of_swapped_models_is_the_opposite() -> None:
     assert platform_verdict("x", platform(0.25, 0.28)).outcome is Outcome.BETTER
     assert platform_verdict("x", platform(0.28, 0.25)).outcome is Outcome.WORSE

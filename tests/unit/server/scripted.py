@@ -1,0 +1,186 @@
+"""A Flower grid of platforms that follow a script, honest or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import Error, Message, RecordDict
+
+from common.data.catalogue import read_catalogue
+from common.messages import PROFILE, TRAIN, AdoptRequest, Profile, Reply, TrainRequest
+from common.models.ncf import NcfConfig
+from common.models.partition import shared_shapes
+from common.rng import derived_generator
+from common.wire import decode, encode
+from server.config import (
+    CatalogueSection,
+    FederationConfig,
+    FederationSection,
+    MechanismSection,
+    StateSection,
+    TrainingSection,
+)
+from server.journal import read_journal
+from simulations.engines.in_process import InProcessGrid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from common.models.partition import Arrays
+
+MODEL = NcfConfig(dim=3)
+NUM_ITEMS = 6
+POPULATION = 100
+RUN_ID = "spring"
+AVERAGING = TrainingSection(strategy="fedavg", server_learning_rate=1.0, momentum=0.0)
+"""With it, a round adds the mean of the releases to the parameters and does nothing else."""
+
+Answer = RecordDict | Error | None
+"""What a platform sends; None is silence."""
+
+
+def release(name: str, round_number: int) -> Arrays:
+    rng = derived_generator(0, "scripted-release", name, round_number)
+    return {
+        key: rng.standard_normal(shape).astype(np.float32)
+        for key, shape in shared_shapes(MODEL, NUM_ITEMS).items()
+    }
+
+
+def reply(name: str, round_number: int, **changes: Any) -> Reply:  # noqa: ANN401 - any field
+    fields = {"platform": name, "run_id": RUN_ID, "round_number": round_number}
+    return Reply(**{**fields, "outcome": "released", **changes})
+
+
+def honest_release(request: TrainRequest) -> Answer:
+    name, number = request.platform, request.round_number
+    return encode(reply(name, number), release(name, number))
+
+
+def honest_adoption(request: AdoptRequest) -> Answer:
+    return encode(reply(request.platform, 0, outcome="adopted"))
+
+
+@dataclass(kw_only=True)
+class Shop:
+    """A platform: what it says of itself and how it answers; honest unless changed."""
+
+    profile: Profile | Answer
+    train: Callable[[TrainRequest], Answer] = honest_release
+    adopt: Callable[[AdoptRequest], Answer] = honest_adoption
+
+
+def profile(name: str, catalogue: Path, **changes: Any) -> Profile:  # noqa: ANN401 - any field
+    fields: dict[str, Any] = {
+        "platform": name,
+        "population": POPULATION,
+        "catalogue_digest": read_catalogue(catalogue, platforms=[name]).digest,
+        "trust": "local",
+        "unit": "user",
+        "delta": 1e-5,
+    }
+    return Profile(**{**fields, **changes})
+
+
+class ScriptedGrid(InProcessGrid):
+    """Delivers messages to shops; keeps what was asked."""
+
+    def __init__(self, shops: Iterable[Shop], *, copies: int = 1) -> None:
+        self._shops = dict(enumerate(shops, start=1))
+        super().__init__([Path("unused")] * len(self._shops))
+        self._copies = copies
+        self.requests: list[TrainRequest] = []
+        self.shared: list[Arrays] = []
+        self.unreachable: set[int] = set()
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        return [
+            ""
+            if message.metadata.dst_node_id in self.unreachable
+            else next(iter(super(ScriptedGrid, self).push_messages([message])))
+            for message in messages
+        ]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = []
+        for message_id in message_ids:
+            message = self._waiting.pop(message_id, None)
+            answer = None if message is None else self._answer(message)
+            if message is not None and answer is not None:
+                replies += [Message(answer, reply_to=message) for _ in range(self._copies)]
+        return replies
+
+    def _answer(self, message: Message) -> Answer:
+        shop = self._shops[message.metadata.dst_node_id]
+        if message.metadata.message_type == PROFILE:
+            return encode(shop.profile) if isinstance(shop.profile, Profile) else shop.profile
+        if message.metadata.message_type == TRAIN:
+            request, arrays = decode(message.content, TrainRequest)
+            self.requests.append(request)
+            self.shared.append(arrays)
+            return shop.train(request)
+        return shop.adopt(decode(message.content, AdoptRequest)[0])
+
+
+def write_catalogue_file(folder: Path, num_items: int = NUM_ITEMS) -> Path:
+    path = folder / "catalogue.csv"
+    path.write_text("item_id\n" + "".join(f"i{k}\n" for k in range(num_items)))
+    return path
+
+
+def federation(
+    folder: Path,
+    names: Iterable[str],
+    *,
+    quorum: int = 2,
+    rounds: int = 1,
+    training: TrainingSection = AVERAGING,
+    model: NcfConfig = MODEL,
+    **mechanism: Any,  # noqa: ANN401 - any field of the mechanism
+) -> FederationConfig:
+    return FederationConfig(
+        federation=FederationSection(
+            run_id=RUN_ID,
+            rounds=rounds,
+            platforms=tuple(names),
+            quorum=quorum,
+            join_timeout_seconds=0.01,
+            round_timeout_seconds=0.3,
+        ),
+        catalogue=CatalogueSection(file=folder / "catalogue.csv"),
+        mechanism=MechanismSection(**{"noise_multiplier": 1.0, **mechanism}),
+        model=model,
+        training=training,
+        state=StateSection(folder=folder / "state"),
+    )
+
+
+def events(config: FederationConfig, kind: str) -> list[dict[str, Any]]:
+    """Journal entries of one kind, without their times."""
+    return [
+        {key: value for key, value in event.items() if key not in {"event", "time"}}
+        for _, event in read_journal(config.state.folder)
+        if event["event"] == kind
+    ]
+
+
+def outcomes(config: FederationConfig) -> dict[str, str]:
+    """What became of each platform in the last round."""
+    last = max((event["round"] for event in events(config, "reply")), default=0)
+    return {
+        event["platform"]: event["outcome"]
+        for event in events(config, "reply")
+        if event["round"] == last
+    }
+
+
+def with_json(**fields: object) -> RecordDict:
+    """A reply record with any JSON object in it."""
+    record = encode(reply("evil", 1), release("evil", 1))
+    record.config_records["message"]["json"] = json.dumps(fields)
+    return record

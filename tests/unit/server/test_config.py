@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import dump_config, load_config
+from common.errors import ConfigError
+from server.config import (
+    CatalogueSection,
+    FederationConfig,
+    FederationSection,
+    MechanismSection,
+    TrainingSection,
+)
+
+
+def federation(**changes: Any) -> FederationSection:  # noqa: ANN401 - any field
+    fields: dict[str, Any] = {"run_id": "spring", "rounds": 3, "platforms": ("a", "b")}
+    return FederationSection(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"platforms": ()}, "platforms"),
+        ({"platforms": ("a", "a")}, "platforms"),
+        ({"quorum": 0}, "quorum"),
+        ({"quorum": 3}, "quorum"),
+        ({"platforms": ("a",)}, "quorum"),  # the default quorum of 2 would never be met
+        ({"run_id": ""}, "run_id"),
+        ({"run_id": "spring/2"}, "run_id"),  # request ids are split at slashes
+        ({"round_timeout_seconds": 0.0}, "round_timeout_seconds"),
+        ({"round_timeout_seconds": math.nan}, "round_timeout_seconds"),
+        ({"join_timeout_seconds": -1.0}, "join_timeout_seconds"),
+    ],
+)
+def test_a_run_that_could_not_take_place_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        federation(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"noise_multiplier": -1.0}, "noise_multiplier"),
+        ({"noise_multiplier": math.inf}, "noise_multiplier"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier"),
+        ({"sampling_rate": 0.0}, "sampling_rate"),
+        ({"sampling_rate": 1.5}, "sampling_rate"),
+        ({"local_steps": 0}, "steps"),
+        ({"clipping_norm": 0.0}, "clipping_norm"),
+        ({"clipping_norm": math.inf}, "clipping_norm"),
+    ],
+)
+def test_a_mechanism_that_no_accountant_knows_is_refused(
+    changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        MechanismSection(**{"noise_multiplier": 1.0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"local_learning_rate": 0.0}, "local_learning_rate"),
+        ({"server_learning_rate": math.nan}, "server_learning_rate"),
+        ({"user_steps": 0}, "user_steps"),
+        ({"momentum": 1.0}, "momentum"),  # FedAdam's bias correction would divide by zero
+        ({"momentum": -0.1}, "momentum"),
+    ],
+)
+def test_a_step_that_leads_nowhere_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        TrainingSection(**changes)
+
+
+def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    config = FederationConfig(
+        federation=federation(round_timeout_seconds=math.inf),
+        catalogue=CatalogueSection(file=tmp_path / "catalogue.csv"),
+        mechanism=MechanismSection(noise_multiplier=0.7, sampling_rate=0.1, local_steps=2),
+    )
+    path = tmp_path / "federation.toml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    loaded = load_config(path, FederationConfig)
+    assert loaded.mechanism == config.mechanism
+    assert loaded.federation == config.federation
+    assert loaded.model == config.model
+
+
+def test_a_mistake_in_the_file_is_named_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        '[federation]\nrun_id = "x"\nrounds = 1\nplatforms = ["a", "b"]\n'
+        '[catalogue]\nfile = "c.csv"\n[mechanism]\nnoise_multiplier = 1.0\ntrust = "secagg"\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match=r"federation\.toml: \[mechanism\] trust.*local"):
+        load_config(path, FederationConfig)
+
+
+def test_a_round_is_priced_as_it_is_asked_for() -> None:
+    mechanism = MechanismSection(noise_multiplier=0.7, sampling_rate=0.1, local_steps=2).per_round()
+    priced = (mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps, mechanism.unit)
+    assert priced == (0.7, 0.1, 2, "user")

@@ -1,0 +1,52 @@
+"""What the README shows exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from client.config import PlatformConfig
+from common.cli import app
+from common.config import parse_config
+
+README = Path(__file__).parents[2] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_every_option_of_every_shown_command_exists() -> None:
+    root = typer.main.get_command(app)
+    assert isinstance(root, click.Group)
+    shown = re.findall(r"^crossrec (\w+)(.*)$", TEXT, re.MULTILINE)
+    assert len(shown) >= 4
+    for name, arguments in shown:
+        command = root.get_command(click.Context(root), name)
+        assert command is not None, name
+        known = {flag for p in command.params for flag in p.opts} | {"--help"}
+        assert set(re.findall(r"--[a-z-]+", arguments)) <= known, arguments
+
+
+def test_the_flags_named_in_the_text_exist() -> None:
+    root = typer.main.get_command(app)
+    assert isinstance(root, click.Group)
+    simulate = root.get_command(click.Context(root), "simulate")
+    assert simulate is not None
+    known = {flag for p in simulate.params for flag in p.opts}
+    section = TEXT.split("## Simulate")[1].split("## Deploy")[0]
+    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", section)) - {"--help"} <= known
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
+def test_linked_files_exist(target: str) -> None:
+    assert (README.parent / target).exists()
+
+
+def test_the_shown_platform_toml_is_accepted(tmp_path: Path) -> None:
+    import tomllib
+
+    block = re.search(r"```toml\n(# platform.toml.*?)```", TEXT, re.DOTALL)
+    assert block is not None
+    parse_config(tomllib.loads(block[1]), PlatformConfig, "README.md", folder=tmp_path)
