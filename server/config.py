@@ -103,7 +103,7 @@ class TrainingSection:
     """Private steps on user vectors before each gradient."""
     strategy: Literal["fedadam", "fedavg"] = "fedadam"
     """How the server applies the mean update."""
-    server_learning_rate: float = 0.05
+    server_learning_rate: float = 0.02
     """Step length on the server."""
     momentum: float = 0.9
     """First-moment decay of both strategies; 0 switches momentum off."""

@@ -171,7 +171,7 @@ def simulate(
     ] = Strategy.fedadam,
     server_learning_rate: Annotated[
         float, typer.Option(help="Step length of the server.", rich_help_panel=_TRAINING)
-    ] = 0.05,
+    ] = 0.02,
     epochs: Annotated[
         int,
         typer.Option(
@@ -355,6 +355,7 @@ def _table(result: RunResult) -> Table:
         title="Held-out items: going alone (local) against joining (federated)",
         box=None,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("\nplatform")
     table.add_column("\nusers", justify="right")

@@ -54,7 +54,7 @@ class SimulationOptions:
     """Bound on one user's contribution."""
     strategy: StrategyName = "fedadam"
     """How the server applies the mean update."""
-    server_learning_rate: float = 0.05
+    server_learning_rate: float = 0.02
     """Step length on the server."""
     epochs: int = 40
     """Most epochs of each platform's own fitting."""

@@ -76,14 +76,12 @@ class SimulationRun:
             ConfigError: if the folder holds a run with other options.
         """
         path = folder / OPTIONS_FILE
-        text = dump_config(options)
-        if path.exists() and path.read_text(encoding="utf-8") != text:
+        if path.exists() and path.read_text(encoding="utf-8") != dump_config(options):
             msg = (
                 f"{folder} holds a run with other options ({path}). "
                 "Choose another --out, or replace that run with --overwrite."
             )
             raise ConfigError(msg)
-        write_durably(path, text.encode())
         return cls(options=options, folder=folder)
 
     @classmethod
@@ -132,6 +130,7 @@ class SimulationRun:
         """
         began = time.monotonic()
         marketplace = load_marketplace(self.options)
+        write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
         federation = lay_out(marketplace, self.options, self.folder)
         journal = self.folder / "federation-state"
         progress = (

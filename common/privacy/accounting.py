@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.privacy.mechanisms import SampledGaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 AccountantName = Literal["prv", "rdp"]
 
@@ -37,10 +37,12 @@ _FRACTIONAL_ORDERS = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.25, 2.5, 2.75, 
 _ORDERS = (*_FRACTIONAL_ORDERS, *_INTEGER_ORDERS)
 _MAX_NOISE_FOR_FRACTIONS = 100.0
 
-# Where Opacus' PRV is trusted: its float64 grid overflows for losses beyond 700, rounding costs
-# about (steps x 2^-52) of delta, and time and memory grow with the grid.
+# Where Opacus' PRV is trusted: its float64 grid overflows for losses beyond 700, and rounding costs
+# about (steps x 2^-52) of delta. Time and memory grow with the grid, so a coarser one is tried
+# before PRV is given up (2^21 cells take about 2 s).
 _MAX_LOSS = 300.0
-_MAX_GRID = 1 << 22
+_MAX_CELLS = 1 << 21
+_EPSILON_ERRORS = (0.01, 0.1)
 
 
 def epsilon_spent(
@@ -70,25 +72,32 @@ def epsilon_spent(
     if len(units) > 1:
         msg = f"privacy unit: found {sorted(units)} in one account, expected a single unit."
         raise ConfigError(msg)
-    history = tuple(sorted((noise, rate, count) for (noise, rate), count in steps.items()))
-    return _price(history, delta, accountant) if history else 0.0
+    return _price(_history(steps), delta, accountant) if steps else 0.0
+
+
+def _history(steps: Mapping[tuple[float, float], int]) -> _History:
+    """Groups in order. Gaussians without sampling are one Gaussian: their 1/noise^2 add up."""
+    groups = sorted((noise, rate, count) for (noise, rate), count in steps.items())
+    sampled = tuple(group for group in groups if group[1] < 1.0)
+    if len(sampled) == len(groups):
+        return sampled
+    weight = sum(
+        count / noise / noise if noise > 0 else math.inf
+        for noise, rate, count in groups
+        if rate == 1.0
+    )
+    return (*sampled, (max(weight, 1e-300) ** -0.5, 1.0, 1))
 
 
 @lru_cache(maxsize=4096)
 def _price(history: _History, delta: float, accountant: AccountantName) -> float:
     bound = _rdp_epsilon(history, delta)
     if accountant == "prv" and math.isfinite(bound):
-        prv = _Prv()
-        prv.history = list(history)
-        try:
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # slow quadrature; PRV checks the mean itself
-                tight = float(prv.get_epsilon(delta))
-        except (ArithmeticError, RuntimeError, ValueError, MemoryError):
-            return bound
-        if math.isfinite(tight):
-            bound = min(tight, bound)
-    return max(bound, 0.0)
+        for error in _EPSILON_ERRORS:
+            tight = _prv_epsilon(history, delta, error)
+            if tight < math.inf:
+                return min(tight, bound)
+    return bound
 
 
 def _rdp_epsilon(history: _History, delta: float) -> float:
@@ -113,11 +122,25 @@ def _rdp_curve(noise: float, rate: float) -> np.ndarray:
     return curve
 
 
-class _Prv(PRVAccountant):  # type: ignore[misc]
-    """Opacus' PRV accountant, on Opacus' grid, refusing where that is no bound.
+def _prv_epsilon(history: _History, delta: float, epsilon_error: float) -> float:
+    """Bound at ``delta`` by PRV; infinity where its numbers are no bound or cannot be had."""
+    prv = _Prv()
+    prv.history = list(history)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about quadrature; PRV checks its mean itself
+            epsilon = float(prv.get_epsilon(delta, eps_error=epsilon_error))
+    except (ArithmeticError, RuntimeError, ValueError, MemoryError):
+        return math.inf
+    return math.inf if math.isnan(epsilon) else max(epsilon, 0.0)
 
-    Opacus 1.6 reports less than the truth where exp(loss) overflows (noise 0.01 at rate 0.1:
-    epsilon 707 for 5,500) and where rounding reaches delta (100,000 steps at delta 1e-10).
+
+class _Prv(PRVAccountant):  # type: ignore[misc]
+    """Opacus' PRV accountant, refusing where its answer is no bound.
+
+    Opacus 1.6 reports less than the truth where exp(loss) overflows (noise 0.01 at rate 0.1 and
+    delta 1e-5: epsilon 707 for 5,400) and where rounding reaches delta (100,000 steps of noise
+    100 at delta 1e-10).
     """
 
     def _get_domain(
@@ -128,9 +151,6 @@ class _Prv(PRVAccountant):  # type: ignore[misc]
         delta_error: float,
     ) -> Domain:
         num_steps = sum(num_self_compositions)
-        if num_steps * 2.0**-52 > delta_error:
-            msg = "rounding would reach delta"
-            raise ValueError(msg)
         # Gopi et al. 2021, remark 5.6, as in opacus.accountants.analysis.prv.domain.
         largest = 3.0 + max(
             eps_error,
@@ -141,8 +161,12 @@ class _Prv(PRVAccountant):  # type: ignore[misc]
             ),
         )
         mesh_size = eps_error / math.sqrt(num_steps * math.log(12 / delta_error) / 2)
-        if largest > _MAX_LOSS or 2 * largest / mesh_size > _MAX_GRID:
-            msg = "the grid would be too large"
+        if (
+            num_steps * 2.0**-52 > delta_error
+            or largest > _MAX_LOSS
+            or 2 * largest / mesh_size * len(self.history) > _MAX_CELLS
+        ):
+            msg = "PRV's float64 grid is no bound here, or too large"
             raise ValueError(msg)
         return Domain.create_aligned(-largest, largest, mesh_size)
 

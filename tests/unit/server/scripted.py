@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from server.journal import read_journal
 from simulations.engines.in_process import InProcessGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from common.models.partition import Arrays
 
@@ -96,15 +95,16 @@ class ScriptedGrid(InProcessGrid):
         self._copies = copies
         self.requests: list[TrainRequest] = []
         self.shared: list[Arrays] = []
-        self.unreachable: set[int] = set()
+        self.unreachable_after_meeting: set[int] = set()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        return [
-            ""
-            if message.metadata.dst_node_id in self.unreachable
-            else next(iter(super(ScriptedGrid, self).push_messages([message])))
-            for message in messages
-        ]
+        ids = list(super().push_messages(messages := list(messages)))
+        for place, message in enumerate(messages):
+            is_late = message.metadata.message_type != PROFILE
+            if is_late and message.metadata.dst_node_id in self.unreachable_after_meeting:
+                del self._waiting[ids[place]]
+                ids[place] = ""  # as Flower's grids say it
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         replies = []

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +14,9 @@ from server.config import (
     MechanismSection,
     TrainingSection,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def federation(**changes: Any) -> FederationSection:  # noqa: ANN401 - any field

@@ -1,0 +1,113 @@
+"""A platform's home on disk: data, catalogue, configuration; and requests that fit it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from client.config import (
+    AdaptationSection,
+    CatalogueSection,
+    DataSection,
+    PlatformConfig,
+    PlatformSection,
+    PrivacySection,
+    SimulationSection,
+    StateSection,
+)
+from common.data.catalogue import read_catalogue
+from common.messages import AdoptRequest, TrainRequest
+from common.models.ncf import NcfConfig, initialise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from common.models.partition import Arrays
+
+NAME = "north"
+NUM_ITEMS, NUM_LISTED, NUM_USERS = 14, 12, 20
+MODEL = NcfConfig(dim=4)
+
+
+def write_users(path: Path, users: Iterable[int]) -> None:
+    """Five purchases for each user; a user's rows do not depend on the other users."""
+    lines = ["user_id,item_id,timestamp"]
+    for user in users:
+        items = np.random.default_rng(user).choice(NUM_LISTED, size=5, replace=False)
+        lines += [f"u{user:03d},i{item:02d},{1000 + k}" for k, item in enumerate(items)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_catalogue_file(path: Path) -> None:
+    lines = ["item_id,platform"]
+    lines += [f"i{item:02d},{NAME}" for item in range(NUM_LISTED)]
+    lines += [f"i{item:02d},south" for item in range(4, NUM_ITEMS)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def move_in(folder: Path, *, simulation: bool = True, **privacy: Any) -> PlatformConfig:  # noqa: ANN401
+    """Write data and catalogue of the platform ``north``; return its configuration."""
+    write_users(folder / "purchases.csv", range(NUM_USERS))
+    write_catalogue_file(folder / "catalogue.csv")
+    return PlatformConfig(
+        platform=PlatformSection(name=NAME, population=NUM_USERS),
+        data=DataSection(source=folder / "purchases.csv"),
+        catalogue=CatalogueSection(file=folder / "catalogue.csv"),
+        privacy=PrivacySection(**{"epsilon": 8.0, **privacy}),
+        state=StateSection(folder=folder / "state"),
+        adaptation=AdaptationSection(max_epochs=2),
+        simulation=SimulationSection(seed=3) if simulation else None,
+    )
+
+
+def shared_arrays(model: NcfConfig = MODEL, seed: int = 0) -> Arrays:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = initialise(model, NUM_ITEMS, generator).named_parameters()
+    return {name: parameter.detach().numpy().copy() for name, parameter in parameters}
+
+
+def train_request(config: PlatformConfig, **changes: Any) -> TrainRequest:  # noqa: ANN401
+    request = TrainRequest(
+        run_id="spring",
+        round_number=1,
+        platform=NAME,
+        catalogue_digest=catalogue_digest(config),
+        model=MODEL,
+        trust=config.privacy.trust,
+        num_platforms=2,
+        noise_multiplier=1.0,
+        clipping_norm=0.25,
+        sampling_rate=1.0,
+        local_steps=1,
+        denominator=float(NUM_USERS),
+        learning_rate=1.0,
+        user_steps=2,
+    )
+    return replace(request, **changes)
+
+
+def adopt_request(config: PlatformConfig, **changes: Any) -> AdoptRequest:  # noqa: ANN401
+    request = AdoptRequest(
+        run_id="spring", platform=NAME, catalogue_digest=catalogue_digest(config), model=MODEL
+    )
+    return replace(request, **changes)
+
+
+def catalogue_digest(config: PlatformConfig) -> str:
+    return read_catalogue(config.catalogue.file, platforms=[NAME]).digest
+
+
+def durable_rows(config: PlatformConfig, table: str) -> int:
+    """Rows on disk as a stranger to the ledger's connection sees them: committed ones only."""
+    path = config.state.folder / "ledger.sqlite"
+    if not path.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    return int(count)

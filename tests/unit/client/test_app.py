@@ -1,0 +1,168 @@
+"""The same promises through Flower: what the ClientApp sends, and what Flower makes of an error."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.common.serde import message_to_proto
+
+import client.app
+from common.config import dump_config
+from common.errors import ConfigError, DataError
+from common.messages import ADOPT, PROFILE, TRAIN, Profile, Reply
+from common.storage import write_durably
+from common.wire import decode, encode
+from simulations.engines.in_process import InProcessGrid
+from tests.unit.client.homes import (
+    NAME,
+    adopt_request,
+    durable_rows,
+    move_in,
+    shared_arrays,
+    train_request,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.config import PlatformConfig
+
+SECRET = "u007-alice@example.org"  # noqa: S105 - a user id
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PlatformConfig:
+    config = move_in(tmp_path)
+    write_durably(tmp_path / "platform.toml", dump_config(config).encode())
+    return config
+
+
+def ask(folder: Path, content: RecordDict, kind: str) -> Message:
+    """Send one message through Flower's own path and return what it answers."""
+    grid = InProcessGrid([folder / "platform.toml"])
+    (reply,) = grid.send_and_receive([Message(content, 1, kind)])
+    return reply
+
+
+def test_profile_round_and_adoption_through_flower(config: PlatformConfig, tmp_path: Path) -> None:
+    profile, arrays = decode(ask(tmp_path, RecordDict(), PROFILE).content, Profile)
+    assert profile.platform == NAME
+    assert arrays == {}
+    request = train_request(config)
+    answer = ask(tmp_path, encode(request, shared_arrays()), TRAIN)
+    reply, release = decode(answer.content, Reply)
+    assert reply.outcome == "released"
+    assert set(release) == {"items.weight", "items.bias"}
+    answer = ask(tmp_path, encode(adopt_request(config), shared_arrays()), ADOPT)
+    reply, arrays = decode(answer.content, Reply)
+    assert reply.outcome == "adopted"
+    assert arrays == {}
+
+
+def test_records_hold_a_message_and_a_release_and_nothing_else(
+    config: PlatformConfig, tmp_path: Path
+) -> None:
+    trained = ask(tmp_path, encode(train_request(config), shared_arrays()), TRAIN).content
+    adopted = ask(tmp_path, encode(adopt_request(config), shared_arrays()), ADOPT).content
+    profile = ask(tmp_path, RecordDict(), PROFILE).content
+    assert {key: type(record) for key, record in trained.items()} == {
+        "message": ConfigRecord,
+        "arrays": ArrayRecord,
+    }
+    for content in (adopted, profile):
+        assert {key: type(record) for key, record in content.items()} == {"message": ConfigRecord}
+    for content in (trained, adopted, profile):
+        assert list(content.config_records["message"]) == ["json"]
+    assert sorted(json.loads(str(profile.config_records["message"]["json"]))) == [
+        "catalogue_digest",
+        "delta",
+        "platform",
+        "population",
+        "trust",
+        "unit",
+    ]
+
+
+def test_a_declined_request_is_a_reply_and_not_an_error(
+    config: PlatformConfig, tmp_path: Path
+) -> None:
+    content = encode(train_request(config, trust="none"), shared_arrays())
+    answer = ask(tmp_path, content, TRAIN)
+    reply, release = decode(answer.content, Reply)
+    assert reply.outcome == "declined"
+    assert release == {}
+
+
+def garbage() -> dict[str, RecordDict]:
+    return {
+        "empty": RecordDict(),
+        "not-json": RecordDict({"message": ConfigRecord({"json": SECRET})}),
+        "unknown-field": RecordDict({"message": ConfigRecord({"json": '{"dump": "users"}'})}),
+        "second-record": RecordDict(
+            {"message": ConfigRecord({"json": "{}"}), "more": ConfigRecord({})}
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", [TRAIN, ADOPT])
+@pytest.mark.parametrize("case", ["empty", "not-json", "unknown-field", "second-record"])
+def test_a_malformed_request_touches_nothing(
+    config: PlatformConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, case: str
+) -> None:
+    def locked(*_: object) -> NoReturn:
+        pytest.fail("user data was touched")
+
+    monkeypatch.setattr("client.platform.load_platform_data", locked)
+    answer = ask(tmp_path, garbage()[case], kind)
+    assert answer.has_error()
+    assert durable_rows(config, "spend") == 0
+
+
+PLANTED: dict[str, tuple[str, str]] = {
+    "profile": ("client.platform.load_catalogue", PROFILE),
+    "configuration": ("client.app.load_config", TRAIN),
+    "encoding-a-release": ("client.app.encode", TRAIN),
+    "encoding-an-adoption": ("client.app.encode", ADOPT),
+    "training": ("client.platform.train_round", TRAIN),
+    "declining": ("client.platform.Platform._declined", TRAIN),
+    "adapting": ("client.platform.fit_personal_model", ADOPT),
+}
+
+
+@pytest.mark.parametrize("error", ["unexpected", "named"])
+@pytest.mark.parametrize("case", PLANTED)
+def test_no_text_of_an_error_crosses_the_boundary_in_a_reply_or_a_flower_error(
+    config: PlatformConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: str,
+    error: str,
+) -> None:
+    def plant(*_: object, **__: object) -> NoReturn:
+        if error == "unexpected":
+            raise RuntimeError(SECRET)
+        raise DataError("bad", source=SECRET, found=SECRET, expected="")
+
+    place, kind = PLANTED[case]
+    request = adopt_request(config) if kind == ADOPT else train_request(config)
+    content = RecordDict() if kind == PROFILE else encode(request, shared_arrays())
+    if case == "declining":
+        content = encode(train_request(config, trust="none"), shared_arrays())
+    monkeypatch.setattr(place, plant)
+    answer = ask(tmp_path, content, kind)
+    answer.metadata.__dict__["_message_id"] = "x"
+    assert SECRET in caplog.text  # the operator does learn the cause
+    assert SECRET.encode() not in message_to_proto(answer).SerializeToString()
+
+
+def test_a_node_that_names_no_configuration_is_told_how_to() -> None:
+    InProcessGrid([])  # lets messages be made outside a run
+    message = Message(RecordDict(), 1, PROFILE)
+    message.metadata.__dict__["_message_id"] = "1"
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises(ConfigError, match="platform-config"):
+        client.app.app(message, context)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from client.config import (
+    AdaptationSection,
+    PlatformConfig,
+    PlatformSection,
+    PrivacySection,
+    SimulationSection,
+    StateSection,
+)
+from common.config import dump_config, load_config
+from common.errors import ConfigError
+from tests.unit.client.homes import move_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLATFORM_TOML = """
+[platform]
+name = "north"
+population = 1000
+[data]
+source = "purchases.csv"
+[catalogue]
+file = "catalogue.csv"
+[privacy]
+epsilon = 3.0
+"""
+
+
+def load(folder: Path, text: str) -> PlatformConfig:
+    path = folder / "platform.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path, PlatformConfig)
+
+
+def test_the_smallest_file_is_local_trust_per_user_and_no_simulation(tmp_path: Path) -> None:
+    config = load(tmp_path, PLATFORM_TOML)
+    assert (config.privacy.trust, config.privacy.unit) == ("local", "user")
+    assert config.simulation is None
+    assert config.privacy.budget().epsilon == 3.0
+    assert config.data.source == tmp_path / "purchases.csv"
+    assert config.state.folder.name == "state"
+
+
+@pytest.mark.parametrize("trust", ["none", "secagg-simulated"])
+def test_a_mode_without_its_guarantee_needs_a_simulation_section(
+    tmp_path: Path, trust: str
+) -> None:
+    epsilon = "inf" if trust == "none" else "3.0"
+    text = PLATFORM_TOML.replace("epsilon = 3.0", f'epsilon = {epsilon}\ntrust = "{trust}"')
+    with pytest.raises(ConfigError, match=rf"privacy\.trust = '{trust}' is for simulations only"):
+        load(tmp_path, text)
+    assert load(tmp_path, text + "[simulation]\nseed = 1\n").privacy.trust == trust
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": math.nan}, "epsilon"),
+        ({"epsilon": 3.0, "trust": "none"}, "epsilon = inf"),
+        ({"epsilon": math.inf}, "epsilon"),  # an endless budget would pay for no noise at all
+        ({"epsilon": math.inf, "trust": "secagg-simulated"}, "epsilon"),
+        ({"epsilon": 3.0, "delta": 0.0}, "delta"),
+        ({"epsilon": 3.0, "delta": 1.0}, "delta"),
+        ({"epsilon": 3.0, "delta": math.nan}, "delta"),
+        ({"epsilon": 3.0, "max_clipping_norm": 0.0}, "max_clipping_norm"),
+        ({"epsilon": 3.0, "max_clipping_norm": math.nan}, "max_clipping_norm"),
+    ],
+)
+def test_a_budget_that_could_not_bind_or_be_kept_is_refused(
+    changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        PrivacySection(**changes)
+
+
+def test_without_privacy_means_without_limit() -> None:
+    assert PrivacySection(epsilon=math.inf, trust="none").budget().epsilon == math.inf
+
+
+@pytest.mark.parametrize("population", [0, -5])
+def test_a_population_that_nobody_could_divide_by_is_refused(population: int) -> None:
+    with pytest.raises(ConfigError, match="population"):
+        PlatformSection(name="north", population=population)
+
+
+def test_a_platform_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="name"):
+        PlatformSection(name="", population=10)
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_the_last_release_must_be_kept_for_a_repeated_request(keep: int) -> None:
+    with pytest.raises(ConfigError, match="keep_releases"):
+        StateSection(keep_releases=keep)
+
+
+@pytest.mark.parametrize("changes", [{"max_epochs": 0}, {"validation_users": -1}])
+def test_adaptation_that_fails_only_after_training_is_refused_at_once(
+    changes: dict[str, int],
+) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        AdaptationSection(**changes)
+
+
+def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    config = move_in(tmp_path, epsilon=math.inf, trust="none")
+    assert load(tmp_path, dump_config(config)) == config
+    assert config.simulation == SimulationSection(seed=3)
+
+
+def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[privacy\].*'epsilom', did you mean 'epsilon'"):
+        load(tmp_path, PLATFORM_TOML.replace("epsilon", "epsilom"))

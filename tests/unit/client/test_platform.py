@@ -1,0 +1,578 @@
+"""What a platform promises: spend first, then look, then send; once, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.common.serde import recorddict_to_proto
+
+import client.platform
+from client.data import load_platform_data
+from client.platform import Platform
+from client.state import PlatformState
+from client.trainer import train_round
+from common.data.readers import read_interactions
+from common.errors import DataError, NonFiniteUpdate, StateError
+from common.messages import to_json
+from common.privacy.ledger import Ledger
+from common.storage import pack_arrays
+from common.wire import encode
+from tests.unit.client.homes import (
+    MODEL,
+    NAME,
+    NUM_ITEMS,
+    NUM_LISTED,
+    NUM_USERS,
+    adopt_request,
+    durable_rows,
+    move_in,
+    shared_arrays,
+    train_request,
+    write_users,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from client.config import PlatformConfig
+    from client.data import PlatformData
+    from client.user_vectors import UserVectors
+    from common.messages import Reply
+    from common.models.partition import Arrays
+
+SECRET = "u007-alice@example.org"  # noqa: S105 - a user id
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PlatformConfig:
+    return move_in(tmp_path)
+
+
+@pytest.fixture
+def data_is_locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks at user data fails the test."""
+
+    def locked(*_: object, **__: object) -> NoReturn:
+        pytest.fail("user data was touched")
+
+    monkeypatch.setattr(client.platform, "load_platform_data", locked)
+    monkeypatch.setattr("client.data.read_interactions", locked)
+
+
+def train(config: PlatformConfig, **changes: Any) -> tuple[Reply, Arrays | None]:  # noqa: ANN401
+    return Platform(config).train(train_request(config, **changes), shared_arrays())
+
+
+def released(config: PlatformConfig, **changes: Any) -> Arrays:  # noqa: ANN401 - any field
+    reply, release = train(config, **changes)
+    assert reply.outcome == "released", reply.reason
+    assert release is not None
+    return release
+
+
+def assert_same_bits(found: Arrays | None, expected: Arrays) -> None:
+    assert found is not None
+    assert pack_arrays(found, {}) == pack_arrays(expected, {})
+
+
+# --- The order of things ------------------------------------------------------------------------
+
+
+def test_data_is_read_only_after_the_spend_is_on_disk_and_sent_only_after_it_is_recorded(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def spy(place: Any, name: str, label: str, rows: tuple[int, int]) -> None:  # noqa: ANN401
+        real = getattr(place, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+            order.append(label)
+            # Read by another connection: what it sees would survive a crash right now.
+            found = (durable_rows(config, "spend"), durable_rows(config, "release"))
+            assert found == rows, label
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(place, name, call)
+
+    spy(Ledger, "reserve", "reserve", (0, 0))
+    spy(client.platform, "load_platform_data", "load data", (1, 0))
+    monkeypatch.setattr(
+        "client.data.read_interactions", _labelled(order, "client.data.read_interactions")
+    )
+    spy(client.platform, "train_round", "train", (1, 0))
+    spy(Ledger, "commit", "record", (1, 0))
+    released(config)
+    assert order == ["reserve", "load data", "client.data.read_interactions", "train", "record"]
+    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+
+
+def _labelled(order: list[str], label: str) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:  # noqa: ANN401
+        order.append(label)
+        return read_interactions(*arguments)
+
+    return call
+
+
+def test_a_profile_holds_public_facts_and_touches_no_data(
+    config: PlatformConfig, data_is_locked: None
+) -> None:
+    del data_is_locked
+    config.data.source.unlink()
+    profile = Platform(replace(config, platform=replace(config.platform, population=31))).profile()
+    assert json.loads(to_json(profile)) == {
+        "platform": NAME,
+        "population": 31,
+        "catalogue_digest": train_request(config).catalogue_digest,
+        "trust": "local",
+        "unit": "user",
+        "delta": 1e-5,
+    }
+    assert not config.state.folder.exists()
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+
+def test_over_budget_is_declined_and_data_stay_untouched(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    config = move_in(tmp_path, epsilon=5.0)  # one round at noise 1 costs 4.4, two cost 6.6
+    released(config)
+    request.getfixturevalue("data_is_locked")
+    config.data.source.unlink()
+    reply, release = train(config, round_number=2)
+    assert release is None
+    assert reply.outcome == "declined"
+    assert reply.reason.startswith("budget: run spring, round 2 would bring the spend to epsilon")
+    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+
+
+def array_with(name: str, array: np.ndarray | None) -> Arrays:
+    arrays: dict[str, Any] = {**shared_arrays(), name: array}
+    return {key: value for key, value in arrays.items() if value is not None}
+
+
+def with_first(value: float) -> np.ndarray:
+    array = shared_arrays()["items.bias"]
+    array[0] = value
+    return array
+
+
+REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no-noise": ({"trust": "none"}, "trust: asked for 'none', this platform accepts 'local'"),
+    "less-noise": ({"trust": "secagg-simulated"}, "trust: asked for 'secagg-simulated'"),
+    "wide-clipping": ({"clipping_norm": 10.01}, "clipping_norm: .*at most 10"),
+    "other-platform": ({"platform": "south"}, "platform: the request is for 'south'"),
+    "other-catalogue": ({"catalogue_digest": "0" * 64}, "catalogue: .*another version"),
+    "other-model": ({"model": replace(MODEL, dim=5)}, r"items.weight: .*\(14, 4\)"),
+}
+REFUSED_ARRAYS: dict[str, tuple[Arrays, str]] = {
+    "nan": (array_with("items.bias", with_first(np.nan)), "items.bias: found NaN"),
+    "infinity": (array_with("items.bias", with_first(np.inf)), "items.bias: .*infinity"),
+    "missing": (array_with("items.bias", None), r"missing \['items.bias'\]"),
+    "foreign": (array_with("probe", np.zeros(3, "f4")), r"not allowed \['probe'\]"),
+    "float64": (array_with("items.bias", np.zeros(NUM_ITEMS)), "items.bias: found float64"),
+    "shape": (array_with("items.bias", np.zeros(1, "f4")), r"items.bias: .*\(1,\)"),
+    "nothing": ({}, "missing"),
+}
+
+
+@pytest.mark.parametrize("case", [*REFUSED_REQUESTS, *REFUSED_ARRAYS])
+def test_what_the_platform_did_not_agree_to_is_refused_for_nothing(
+    config: PlatformConfig, data_is_locked: None, case: str
+) -> None:
+    del data_is_locked
+    changes, said = REFUSED_REQUESTS.get(case, ({}, ""))
+    arrays, said = REFUSED_ARRAYS.get(case, (shared_arrays(), said))
+    reply, release = Platform(config).train(train_request(config, **changes), arrays)
+    assert release is None
+    assert (reply.platform, reply.run_id, reply.round_number) == (NAME, "spring", 1)
+    assert reply.outcome == "declined"
+    assert reply.reason.startswith("refused: ")
+    assert_matches(said, reply.reason)
+    assert durable_rows(config, "spend") == 0
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)
+
+
+def test_a_request_without_noise_is_over_any_finite_budget(
+    config: PlatformConfig, data_is_locked: None
+) -> None:
+    del data_is_locked
+    reply, release = train(config, noise_multiplier=0.0)
+    assert release is None
+    assert reply.reason.startswith("budget: ")
+    assert durable_rows(config, "spend") == 0
+
+
+@pytest.mark.parametrize("case", ["other-platform", "other-catalogue", "other-model", "nan"])
+def test_a_finished_model_that_is_not_meant_for_it_is_refused(
+    config: PlatformConfig, data_is_locked: None, case: str
+) -> None:
+    del data_is_locked
+    changes, _ = REFUSED_REQUESTS.get(case, ({}, ""))
+    arrays, _ = REFUSED_ARRAYS.get(case, (shared_arrays(), ""))
+    reply = Platform(config).adopt(adopt_request(config, **changes), arrays)
+    assert reply.outcome == "declined"
+    assert reply.reason.startswith("refused: ")
+    assert not (config.state.folder / "model").exists()
+
+
+# --- One request, one release -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("simulation", [True, False], ids=["seeded", "system-randomness"])
+def test_a_repeated_request_gets_the_same_bits_for_nothing(
+    tmp_path: Path, request: pytest.FixtureRequest, *, simulation: bool
+) -> None:
+    config = move_in(tmp_path, simulation=simulation)
+    first = released(config)
+    request.getfixturevalue("data_is_locked")
+    config.data.source.unlink()
+    for _ in range(2):
+        reply, again = train(config)
+        assert reply.outcome == "released"
+        assert_same_bits(again, first)
+    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+
+
+def test_noise_is_fresh_without_a_simulation_and_follows_the_seed_with_one(tmp_path: Path) -> None:
+    releases: dict[str, Arrays] = {}
+    for name, simulation in (("a", True), ("b", True), ("c", False), ("d", False)):
+        (tmp_path / name).mkdir()
+        releases[name] = released(move_in(tmp_path / name, simulation=simulation))
+    assert_same_bits(releases["a"], releases["b"])
+    for one, other in (("a", "c"), ("c", "d")):
+        for key, array in releases[one].items():
+            assert not np.array_equal(array, releases[other][key])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise_multiplier": 2.0},
+        {"clipping_norm": 0.2},
+        {"denominator": 21.0},
+        {"learning_rate": 0.5},
+        {"num_platforms": 3},
+        {"user_steps": 1},
+        {"sampling_rate": 0.5},
+        {"local_steps": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_round_asked_again_otherwise_is_refused(
+    config: PlatformConfig, request: pytest.FixtureRequest, changes: dict[str, Any]
+) -> None:
+    # A second release of one round with other parameters would be a second look at the data.
+    released(config)
+    request.getfixturevalue("data_is_locked")
+    reply, release = train(config, **changes)
+    assert release is None
+    assert reply.reason.startswith("refused: run spring, round 1: this request id was used before")
+    assert durable_rows(config, "spend") == 1
+
+
+def test_a_round_asked_again_with_other_shared_arrays_is_refused(
+    config: PlatformConfig, request: pytest.FixtureRequest
+) -> None:
+    released(config)
+    request.getfixturevalue("data_is_locked")
+    reply, release = Platform(config).train(train_request(config), shared_arrays(seed=1))
+    assert release is None
+    assert reply.reason.startswith("refused: ")
+    assert durable_rows(config, "spend") == 1
+
+
+def test_the_release_has_no_row_outside_the_public_listing(config: PlatformConfig) -> None:
+    release = released(config)
+    assert release["items.weight"].shape == (NUM_ITEMS, MODEL.dim)
+    assert not release["items.weight"][NUM_LISTED:].any()
+    assert not release["items.bias"][NUM_LISTED:].any()
+    assert release["items.weight"][:NUM_LISTED].all()  # noise is on every listed row
+
+
+# --- Failures -----------------------------------------------------------------------------------
+
+
+def fail(*_: object, **__: object) -> NoReturn:
+    raise RuntimeError(SECRET)
+
+
+def die(*_: object, **__: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+CRASHES: dict[str, tuple[Any, str]] = {
+    "loading": (client.platform, "load_platform_data"),
+    "training": (client.platform, "train_round"),
+    "storing": (PlatformState, "store_release"),
+    "recording": (Ledger, "commit"),
+}
+
+
+@pytest.mark.parametrize("how", [fail, die])
+@pytest.mark.parametrize("where", CRASHES)
+def test_after_a_crash_nothing_was_sent_and_a_retry_is_charged_once(
+    config: PlatformConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    how: Callable[..., NoReturn],
+    tmp_path: Path,
+) -> None:
+    place, name = CRASHES[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, how)
+        if how is die:
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        else:
+            reply, release = train(config)
+            assert release is None
+            assert reply.reason == "failed: the cause is in the platform's own log."
+    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 0)
+    after_retry = released(config)
+    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+    (tmp_path / "undisturbed").mkdir()
+    assert_same_bits(after_retry, released(move_in(tmp_path / "undisturbed")))
+
+
+def test_after_a_crash_while_recording_the_private_vectors_are_those_of_the_round_before(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    released(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", fail)
+        train(config, round_number=2)
+    second = released(config, round_number=2)
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = move_in(tmp_path / "undisturbed")
+    released(undisturbed)
+    assert_same_bits(second, released(undisturbed, round_number=2))
+
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "runtime": lambda: RuntimeError(SECRET),
+    "key": lambda: KeyError(SECRET),
+    "data": lambda: DataError("bad", source=SECRET, found=SECRET, expected="", column=SECRET),
+    "state": lambda: StateError(SECRET),
+    "non-finite": lambda: NonFiniteUpdate(SECRET),
+    "memory": lambda: MemoryError(SECRET),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("where", CRASHES)
+def test_no_text_of_an_internal_error_is_in_the_encoded_reply(
+    config: PlatformConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    error: str,
+) -> None:
+    def raise_it(*_: object, **__: object) -> NoReturn:
+        error_to_raise = ERRORS[error]()
+        raise error_to_raise
+
+    place, name = CRASHES[where]
+    monkeypatch.setattr(place, name, raise_it)
+    reply, release = train(config)
+    assert SECRET in caplog.text  # the operator does learn the cause
+    sent = recorddict_to_proto(encode(reply, release)).SerializeToString()
+    assert SECRET.encode() not in sent
+    assert b"failed: the cause is in the platform's own log." in sent
+
+
+@pytest.mark.parametrize("name", ["load_platform_data", "fit_user_vectors", "fit_personal_model"])
+def test_no_text_of_an_internal_error_is_in_an_adoption_either(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(client.platform, name, fail)
+    reply = Platform(config).adopt(adopt_request(config), shared_arrays())
+    sent = recorddict_to_proto(encode(reply)).SerializeToString()
+    assert SECRET.encode() not in sent
+    assert reply.reason == "failed: the cause is in the platform's own log."
+
+
+# --- What leaves --------------------------------------------------------------------------------
+
+
+def test_a_release_is_an_allow_list_down_to_the_last_key(config: PlatformConfig) -> None:
+    reply, release = train(config)
+    record = encode(reply, release)
+    assert list(record) == ["message", "arrays"]
+    message, arrays = record["message"], record["arrays"]
+    assert isinstance(message, ConfigRecord)
+    assert isinstance(arrays, ArrayRecord)
+    assert list(message) == ["json"]
+    assert json.loads(str(message["json"])) == {
+        "platform": "north",
+        "run_id": "spring",
+        "round_number": 1,
+        "outcome": "released",
+        "reason": "",
+    }
+    assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
+        "items.weight": ("float32", (NUM_ITEMS, 4)),
+        "items.bias": ("float32", (NUM_ITEMS,)),
+    }
+
+
+def test_every_other_reply_is_one_message_of_five_fields_and_no_float(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = move_in(tmp_path, epsilon=5.0)
+    replies = [Platform(config).adopt(adopt_request(config), shared_arrays())]
+    replies.append(train(config, platform="south")[0])
+    released(config)
+    replies.append(train(config, round_number=2)[0])
+    monkeypatch.setattr(client.platform, "load_platform_data", fail)
+    replies.append(train(config, round_number=1, run_id="autumn", noise_multiplier=50.0)[0])
+    kinds = ("adopted", "declined refused", "declined budget", "declined failed")
+    for reply, kind in zip(replies, kinds, strict=True):
+        assert f"{reply.outcome} {reply.reason.split(':')[0]}".strip() == kind
+        record = encode(reply, None)
+        assert list(record) == ["message"]
+        fields = json.loads(to_json(reply))
+        assert list(fields) == ["outcome", "platform", "reason", "round_number", "run_id"]
+        assert {name: type(value) for name, value in fields.items()} == {
+            **dict.fromkeys(fields, str),
+            "round_number": int,
+        }
+
+
+# --- Private vectors ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vectors_given(monkeypatch: pytest.MonkeyPatch) -> list[UserVectors]:
+    """The private vectors that each round started from."""
+    seen: list[UserVectors] = []
+    real = train_round
+
+    def watch(model: Any, shared: Any, vectors: UserVectors, *rest: Any) -> Any:  # noqa: ANN401
+        seen.append(vectors)
+        return real(model, shared, vectors, *rest)
+
+    monkeypatch.setattr(client.platform, "train_round", watch)
+    return seen
+
+
+def test_private_vectors_live_from_round_to_round_and_start_afresh_in_another_run(
+    config: PlatformConfig, vectors_given: list[UserVectors]
+) -> None:
+    few = {"noise_multiplier": 20.0}
+    released(config, **few)
+    released(config, round_number=2, **few)
+    released(config, run_id="autumn", **few)
+    released(config, round_number=3, **few)
+    steps = [float(vectors.num_steps.max()) for vectors in vectors_given]
+    assert steps == [0.0, 2.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "users", [range(NUM_USERS + 1), range(1, NUM_USERS), range(100, 100 + NUM_USERS)]
+)
+def test_when_users_come_or_go_vectors_start_afresh(
+    config: PlatformConfig, vectors_given: list[UserVectors], users: range
+) -> None:
+    few = {"noise_multiplier": 20.0}
+    released(config, **few)
+    write_users(config.data.source, users)
+    released(config, round_number=2, **few)
+    released(config, round_number=3, **few)
+    assert [len(vectors.values) for vectors in vectors_given] == [
+        NUM_USERS,
+        len(users),
+        len(users),
+    ]
+    assert [float(vectors.num_steps.max()) for vectors in vectors_given] == [0.0, 0.0, 2.0]
+    reply = Platform(config).adopt(adopt_request(config), shared_arrays())
+    assert reply.outcome == "adopted"
+
+
+# --- Adopting -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_adopting_writes_the_models_and_neither_releases_nor_spends(
+    config: PlatformConfig, rounds: int
+) -> None:
+    for number in range(1, rounds + 1):
+        released(config, round_number=number)
+    before = (durable_rows(config, "spend"), durable_rows(config, "release"))
+    files = sorted(config.state.folder.glob("releases/*"))
+    reply = Platform(config).adopt(adopt_request(config), shared_arrays())
+    assert reply.outcome == "adopted"
+    assert (reply.run_id, reply.round_number, reply.reason) == ("spring", 0, "")
+    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == before
+    assert sorted(config.state.folder.glob("releases/*")) == files
+    data = load_platform_data(config)
+    state = PlatformState(config.state.folder, keep_releases=3)
+    for name in ("shared", "alone", "joined"):
+        model = state.load_model(name, data.users_digest)
+        assert model is not None
+        assert model.user_vectors.shape == (data.users.num_users, MODEL.user_dim)
+        assert model.items["items.weight"].shape == (NUM_LISTED, MODEL.dim)
+    shared = state.load_model("shared")
+    state.close()
+    assert shared is not None
+    for name, array in shared.items.items():
+        np.testing.assert_array_equal(array, shared_arrays()[name][:NUM_LISTED])
+
+
+def test_adopting_again_gives_the_same_models(config: PlatformConfig) -> None:
+    released(config)
+
+    def adopt() -> dict[str, bytes]:
+        assert Platform(config).adopt(adopt_request(config), shared_arrays()).outcome == "adopted"
+        return {path.name: path.read_bytes() for path in config.state.folder.glob("model/*")}
+
+    assert adopt() == adopt()
+
+
+def test_going_alone_depends_on_nothing_that_others_sent(config: PlatformConfig) -> None:
+    def alone(seed: int) -> bytes:
+        Platform(config).adopt(adopt_request(config), shared_arrays(seed=seed))
+        return (config.state.folder / "model/alone.safetensors").read_bytes()
+
+    assert alone(0) == alone(1)
+
+
+def test_training_never_reads_what_adopting_wrote(config: PlatformConfig, tmp_path: Path) -> None:
+    # A release that read a model fitted on all users would carry others' data into a gradient.
+    few = {"noise_multiplier": 20.0}
+    released(config, **few)
+    Platform(config).adopt(adopt_request(config), shared_arrays())
+    after_adopting = released(config, round_number=2, **few)
+    (tmp_path / "never").mkdir()
+    never = move_in(tmp_path / "never")
+    released(never, **few)
+    assert_same_bits(after_adopting, released(never, round_number=2, **few))
+
+
+def test_the_data_seen_in_training_are_the_platforms_own(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[PlatformData] = []
+    real = load_platform_data
+
+    def watch(asked: PlatformConfig) -> PlatformData:
+        seen.append(real(asked))
+        return seen[-1]
+
+    monkeypatch.setattr(client.platform, "load_platform_data", watch)
+    released(config)
+    assert seen[0].users.num_users == NUM_USERS
+    assert seen[0].users.num_items == NUM_LISTED

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from client.adaptation import PersonalModel
+from client.state import PlatformState
+from client.user_vectors import UserVectors
+from common.errors import StateError
+from common.models.ncf import NcfConfig
+from common.privacy.ledger import Budget, Spend
+from common.privacy.mechanisms import SampledGaussian
+from common.storage import pack_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from common.models.partition import Arrays
+
+USERS = "a" * 64
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[PlatformState]:
+    state = PlatformState(tmp_path / "state", keep_releases=3)
+    yield state
+    state.close()
+
+
+def reserve(state: PlatformState, request_id: str) -> str:
+    mechanism = SampledGaussian(noise_multiplier=50.0, sampling_rate=1.0, steps=1)
+    spend = Spend(
+        request_id=request_id,
+        request_digest="d",
+        description=request_id,
+        mechanism=mechanism,
+        mechanism_if_broken=mechanism,
+    )
+    state.ledger.reserve(spend, Budget(epsilon=8.0, delta=1e-5))
+    return request_id
+
+
+def arrays(seed: int) -> Arrays:
+    return {"items.bias": np.random.default_rng(seed).standard_normal(4).astype(np.float32)}
+
+
+def vectors(seed: int) -> UserVectors:
+    return UserVectors.initial(5, 2, torch.Generator().manual_seed(seed))
+
+
+def store(state: PlatformState, request_id: str, seed: int = 0) -> None:
+    reserve(state, request_id)
+    state.store_release(request_id, arrays(seed), vectors(seed), USERS)
+
+
+def files(state_folder: Path, kind: str) -> int:
+    return len(list((state_folder / kind).glob("*")))
+
+
+def same(found: UserVectors | None, seed: int) -> bool:
+    return found is not None and torch.equal(found.values, vectors(seed).values)
+
+
+def test_a_release_comes_back_bit_for_bit_after_a_restart(tmp_path: Path) -> None:
+    first = PlatformState(tmp_path, keep_releases=3)
+    store(first, "spring/1/north")
+    first.close()
+    second = PlatformState(tmp_path, keep_releases=3)
+    back = second.load_release("spring/1/north")
+    second.close()
+    assert back is not None
+    assert pack_arrays(back, {}) == pack_arrays(arrays(0), {})
+
+
+def test_a_reservation_alone_is_no_release(state: PlatformState) -> None:
+    reserve(state, "spring/1/north")
+    assert state.load_release("spring/1/north") is None
+    assert state.load_release("spring/2/north") is None
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_release_that_is_not_what_was_recorded_is_never_sent(
+    state: PlatformState, tmp_path: Path, damage: str
+) -> None:
+    store(state, "spring/1/north")
+    (path,) = (tmp_path / "state/releases").iterdir()
+    content = path.read_bytes()
+    if damage == "changed":
+        path.write_bytes(pack_arrays(arrays(1), {"request": "spring/1/north"}))
+    elif damage == "cut":
+        path.write_bytes(content[:-3])
+    else:
+        path.unlink()
+    with pytest.raises(StateError):
+        state.load_release("spring/1/north")
+
+
+def test_only_the_latest_releases_and_vectors_are_kept(
+    state: PlatformState, tmp_path: Path
+) -> None:
+    for number in range(1, 6):
+        store(state, f"spring/{number}/north", seed=number)
+    assert files(tmp_path / "state", "releases") == 3
+    assert files(tmp_path / "state", "private") == 3
+    for number in (3, 4, 5):
+        assert state.load_release(f"spring/{number}/north") is not None
+    with pytest.raises(StateError, match="no longer kept"):
+        state.load_release("spring/2/north")
+
+
+def test_vectors_are_those_of_the_last_recorded_release_of_the_run(state: PlatformState) -> None:
+    assert state.load_vectors("spring", USERS) is None
+    store(state, "spring/1/north", seed=1)
+    store(state, "spring/2/north", seed=2)
+    store(state, "autumn/1/north", seed=3)
+    reserve(state, "spring/3/north")
+    assert same(state.load_vectors("spring", USERS), 2)
+    assert same(state.load_vectors("autumn", USERS), 3)
+    assert state.load_vectors("sprin", USERS) is None
+
+
+def test_vectors_of_other_users_are_not_used(state: PlatformState) -> None:
+    store(state, "spring/1/north")
+    assert state.load_vectors("spring", "b" * 64) is None
+
+
+def test_vectors_come_back_whole(state: PlatformState) -> None:
+    reserve(state, "spring/1/north")
+    moved = vectors(0)
+    moved.first_moment.add_(1.0)
+    moved.second_moment.add_(2.0)
+    moved.num_steps.add_(3.0)
+    state.store_release("spring/1/north", arrays(0), moved, USERS)
+    back = state.load_vectors("spring", USERS)
+    assert back is not None
+    for name in UserVectors.__slots__:
+        assert torch.equal(getattr(back, name), getattr(moved, name))
+
+
+def test_damaged_vectors_are_an_error_and_not_a_fresh_start(
+    state: PlatformState, tmp_path: Path
+) -> None:
+    store(state, "spring/1/north")
+    (path,) = (tmp_path / "state/private").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StateError, match="damaged"):
+        state.load_vectors("spring", USERS)
+
+
+def test_a_release_that_was_not_reserved_cannot_be_recorded(state: PlatformState) -> None:
+    with pytest.raises(StateError):
+        state.store_release("spring/1/north", arrays(0), vectors(0), USERS)
+    assert state.load_release("spring/1/north") is None
+
+
+def test_a_second_release_for_one_request_is_refused(state: PlatformState) -> None:
+    store(state, "spring/1/north", seed=1)
+    with pytest.raises(StateError, match="different release"):
+        state.store_release("spring/1/north", arrays(2), vectors(2), USERS)
+
+
+def model() -> PersonalModel:
+    return PersonalModel(
+        config=NcfConfig(kind="neumf", loss="bce", dim=2, hidden=(4,)),
+        items={"items.weight": np.ones((3, 2), np.float32), "items.bias": np.zeros(3, np.float32)},
+        user_vectors=np.arange(20, dtype=np.float32).reshape(5, 4),
+        validation_ndcg=0.25,
+    )
+
+
+def test_a_model_comes_back_and_only_for_its_users(state: PlatformState) -> None:
+    assert state.load_model("alone") is None
+    state.save_model("alone", model(), USERS)
+    back = state.load_model("alone", USERS)
+    assert back is not None
+    assert back.config == model().config
+    assert back.validation_ndcg == 0.25
+    assert pack_arrays(back.items, {}) == pack_arrays(model().items, {})
+    np.testing.assert_array_equal(back.user_vectors, model().user_vectors)
+    assert state.load_model("alone", "b" * 64) is None
+    assert state.load_model("joined", USERS) is None
+
+
+def test_a_place_that_cannot_hold_a_state_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StateError, match="file"):
+        PlatformState(tmp_path / "file", keep_releases=3)
+
+
+def test_a_file_that_is_no_ledger_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database, but long enough" * 100)
+    with pytest.raises(StateError, match="ledger"):
+        PlatformState(tmp_path, keep_releases=3)
