@@ -48,6 +48,8 @@ class PersonalModel:
     """[num_users, user_dim] float32."""
     validation_ndcg: float
     """NDCG@10 on the validation users; chooses between models, and stays on the platform."""
+    epochs: int = 0
+    """Epochs that were kept; the cap itself means that it was still improving."""
 
     def scores(self, users: np.ndarray) -> np.ndarray:
         """Scores of all listed items for ``users`` (row numbers): float32 [B, num_listed]."""
@@ -117,7 +119,7 @@ def fit_personal_model(
             (WEIGHT_DECAY / num_users * pull).backward()
             optimiser.step()
         if epoch % EPOCHS_PER_CHECK == 0 or epoch == max_epochs:
-            found = _snapshot(model, vectors, interactions, validation)
+            found = replace(_snapshot(model, vectors, interactions, validation), epochs=epoch)
             if found.validation_ndcg > best.validation_ndcg or not validation.nnz:
                 best, waited = found, 0
             else:

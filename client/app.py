@@ -7,7 +7,10 @@ The SuperNode names the platform's own configuration file::
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -19,28 +22,40 @@ from common.errors import ConfigError
 from common.messages import AdoptRequest, TrainRequest
 from common.wire import decode, encode
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 app = ClientApp()
+log = logging.getLogger(__name__)
+
+SIMULATION_MARKER = "crossrec-simulation"
+"""Key of the node configuration by which a simulation engine says that it is one."""
 
 
 @app.query("profile")
 def profile(message: Message, context: Context) -> Message:
     """Answer with the platform's public facts."""
-    return Message(encode(_platform(context).profile()), reply_to=message)
+    with _own_log():
+        answer = encode(_platform(context).profile())
+    return Message(answer, reply_to=message)
 
 
 @app.train("round")
 def train(message: Message, context: Context) -> Message:
     """Answer one round of private training."""
-    request, arrays = decode(message.content, TrainRequest)
-    reply, release = _platform(context).train(request, arrays)
-    return Message(encode(reply, release), reply_to=message)
+    with _own_log():
+        request, arrays = decode(message.content, TrainRequest)
+        answer = encode(*_platform(context).train(request, arrays))
+    return Message(answer, reply_to=message)
 
 
 @app.query("adopt")
 def adopt(message: Message, context: Context) -> Message:
     """Keep and privately adapt the finished shared model."""
-    request, arrays = decode(message.content, AdoptRequest)
-    return Message(encode(_platform(context).adopt(request, arrays)), reply_to=message)
+    with _own_log():
+        request, arrays = decode(message.content, AdoptRequest)
+        answer = encode(_platform(context).adopt(request, arrays))
+    return Message(answer, reply_to=message)
 
 
 def _platform(context: Context) -> Platform:
@@ -51,4 +66,19 @@ def _platform(context: Context) -> Platform:
             "--node-config 'platform-config=\"/path/to/platform.toml\"'."
         )
         raise ConfigError(msg)
-    return Platform(load_config(Path(path), PlatformConfig))
+    config = load_config(Path(path), PlatformConfig)
+    if config.simulation is not None and context.node_config.get(SIMULATION_MARKER) is not True:
+        msg = f"{path}: [simulation] makes the noise predictable; remove it in a deployment."
+        raise ConfigError(msg)
+    return Platform(config)
+
+
+@contextmanager
+def _own_log() -> Iterator[None]:
+    """Keep the text of an exception on the platform: Flower would send it to the server."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("a request could not be answered")
+        msg = "the request could not be answered; the cause is in the platform's own log."
+        raise RuntimeError(msg) from error

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError
 from common.privacy.ledger import Budget
 from common.privacy.mechanisms import PrivacyUnit, TrustMode
+
+_MAX_LOST = 0.1
+"""Users whom delta may give up in expectation: delta has to stay well below one over the users."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,8 @@ class PrivacySection:
     """Who may see this platform's releases; requests in another mode are refused."""
     max_clipping_norm: float = 10.0
     """Requests with a larger clipping norm are refused."""
+    min_noise_multiplier: float = 0.3
+    """Requests with less noise are refused, however cheap sampling makes them look."""
 
     def __post_init__(self) -> None:
         """Refuse no noise with a finite budget, and budgets that could never be kept."""
@@ -119,6 +125,16 @@ class PlatformConfig:
 
     def __post_init__(self) -> None:
         """Refuse modes without a guarantee outside simulations."""
+        if self.simulation is None and not math.isfinite(self.privacy.epsilon):
+            msg = "privacy.epsilon = inf never binds: it is for simulations only."
+            raise ConfigError(msg)
+        if self.simulation is None and self.privacy.delta * self.platform.population > _MAX_LOST:
+            msg = (
+                f"privacy.delta = {self.privacy.delta:g} allows up to "
+                f"{self.privacy.delta * self.platform.population:g} of {self.platform.population} "
+                f"users to be exposed; use at most {_MAX_LOST / self.platform.population:.1g}."
+            )
+            raise ConfigError(msg)
         if self.privacy.trust != "local" and self.simulation is None:
             msg = (
                 f"privacy.trust = {self.privacy.trust!r} is for simulations only. "

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from client.adaptation import fit_personal_model, fit_user_vectors, joining_pays
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from client.config import PlatformConfig
     from common.models.partition import Arrays
     from common.privacy.randomness import RandomSource
+
+MAX_PARAMETER = 100.0
+"""Largest shared parameter that is trained with: beyond, rounding could outgrow the clipping."""
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +78,22 @@ class Platform:
         return reply, release
 
     def adopt(self, request: AdoptRequest, shared: Arrays) -> Reply:
-        """Keep the shared model, fit it privately beside one without it; nothing is released."""
+        """Keep the shared model, fit it privately beside one without it; nothing is released.
+
+        The reply depends on public facts alone: whether the fitting succeeded is the platform's
+        own business, and a failure leaves the model of before in service.
+        """
         try:
-            self._adopt(request, shared)
+            shared = self._check_arrays(request, shared)
         except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
             return self._declined(error, request.run_id, 0)
+        try:
+            self._adapt(request, shared)
+        except Exception:
+            log.exception("%s could not adapt the shared model; it serves what it had", self.name)
         return Reply(platform=self.name, run_id=request.run_id, round_number=0, outcome="adopted")
 
     def _release(self, request: TrainRequest, shared: Arrays) -> Arrays:
-        catalogue = load_catalogue(self._config)
         self._check_policy(request)
         shared = self._check_arrays(request, shared)
         digest = request.digest(sha256(pack_arrays(shared, {})))
@@ -94,46 +105,49 @@ class Platform:
             mechanism_if_broken=request.mechanism_if_broken(),
         )
         with self._state() as state:
+            state.check_running()
             state.ledger.reserve(spend, self._config.privacy.budget())
             stored = state.load_release(request.request_id)
             if stored is not None:
                 return stored
-            data = load_platform_data(self._config)
-            source = self._random_source(request)
-            vectors = state.load_vectors(request.run_id, data.users_digest)
-            if vectors is None:
-                vectors = UserVectors.initial(
-                    data.users.num_users,
-                    request.model.user_dim,
-                    torch.Generator().manual_seed(source.seed()),
-                )
-            update, vectors = train_round(
-                request.model,
-                take_rows(shared, data.users.listing),
-                vectors,
-                data.users.matrix,
-                _plan(request),
-                source,
-            )
-            release = put_rows(update, data.users.listing, catalogue.num_items)
-            release = check_shared(release, request.model, catalogue.num_items)
-            state.store_release(request.request_id, release, vectors, data.users_digest)
-            return release
+            try:
+                return self._train(request, shared, state)
+            except Exception as error:
+                state.stop(error)
+                raise
 
-    def _adopt(self, request: AdoptRequest, shared: Arrays) -> None:
-        shared = self._check_arrays(request, shared)
+    def _train(self, request: TrainRequest, shared: Arrays, state: PlatformState) -> Arrays:
+        """Touch the data and make one release; whatever fails from here on stops the platform."""
+        data = load_platform_data(self._config)
+        source = self._random_source(request)
+        fresh = UserVectors.initial(
+            data.users.num_users,
+            request.model.user_dim,
+            torch.Generator().manual_seed(source.seed()),
+        )
+        update, vectors = train_round(
+            request.model,
+            take_rows(shared, data.users.listing),
+            state.load_vectors(request.run_id, data.users.user_ids, fresh),
+            data.users.matrix,
+            _plan(request),
+            source,
+        )
+        release = put_rows(update, data.users.listing, data.num_catalogue_items)
+        release = check_shared(release, request.model, data.num_catalogue_items)
+        state.store_release(request.request_id, release, vectors, data.users.user_ids)
+        return release
+
+    def _adapt(self, request: AdoptRequest, shared: Arrays) -> None:
         simulation = self._config.simulation
         seed = derive_seed(simulation.seed if simulation else 0, "adaptation", self.name)
         with self._state() as state:
             data = load_platform_data(self._config)
             local = take_rows(shared, data.users.listing)
-            vectors = state.load_vectors(request.run_id, data.users_digest)
-            if vectors is None:
-                vectors = UserVectors.initial(
-                    data.users.num_users,
-                    request.model.user_dim,
-                    torch.Generator().manual_seed(seed),
-                )
+            fresh = UserVectors.initial(
+                data.users.num_users, request.model.user_dim, torch.Generator().manual_seed(seed)
+            )
+            vectors = state.load_vectors(request.run_id, data.users.user_ids, fresh)
             fit = partial(
                 fit_personal_model,
                 request.model,
@@ -169,6 +183,12 @@ class Platform:
                 f"most {privacy.max_clipping_norm}."
             )
             raise RequestRefused(msg)
+        if privacy.trust != "none" and request.noise_multiplier < privacy.min_noise_multiplier:
+            msg = (
+                f"noise_multiplier: asked for {request.noise_multiplier}, this platform accepts "
+                f"at least {privacy.min_noise_multiplier}."
+            )
+            raise RequestRefused(msg)
 
     def _check_arrays(self, request: TrainRequest | AdoptRequest, shared: Arrays) -> Arrays:
         if request.platform != self.name:
@@ -179,15 +199,20 @@ class Platform:
             msg = "catalogue: the request's rows belong to another version of the catalogue."
             raise RequestRefused(msg)
         try:
-            return check_shared(shared, request.model, catalogue.num_items)
+            shared = check_shared(shared, request.model, catalogue.num_items)
         except InvalidRelease as error:
             raise RequestRefused(str(error)) from error
+        if any(np.abs(array).max(initial=0.0) > MAX_PARAMETER for array in shared.values()):
+            msg = f"shared arrays: a value is beyond {MAX_PARAMETER:g}, which no honest run needs."
+            raise RequestRefused(msg)
+        return shared
 
     def _random_source(self, request: TrainRequest) -> RandomSource:
         if self._config.simulation is None:
             return SystemRandom()
         seed = self._config.simulation.seed
-        return SeededRandom(derive_seed(seed, "release", self.name, request.round_number))
+        place = (request.run_id, self.name, request.round_number)
+        return SeededRandom(derive_seed(seed, "release", *place))
 
     def _declined(self, error: Exception, run_id: str, round_number: int) -> Reply:
         """Say in public only what follows from public facts; the rest goes to the own log."""

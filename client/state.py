@@ -3,6 +3,8 @@
 Layout of the folder::
 
     ledger.sqlite                   spends and releases
+    lock                            held by the one process that works for the platform
+    stopped.txt                     why the platform stopped answering; delete it to go on
     releases/<hash>.safetensors     latest releases, byte for byte
     private/<hash>.safetensors      user vectors after the round of the same name
     model/NAME.safetensors          personal models, see ``ModelName``
@@ -14,22 +16,25 @@ crash at any point leaves the state of the round before or of the round after.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 
 from client.adaptation import PersonalModel
-from client.user_vectors import UserVectors
-from common.errors import StateError
+from common.errors import RequestRefused, StateError
 from common.messages import from_json, to_json
 from common.models.ncf import NcfConfig
 from common.privacy.ledger import Ledger
 from common.storage import pack_arrays, read_arrays, sha256, write_durably
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from client.user_vectors import UserVectors
     from common.models.partition import Arrays
 
 ModelName = Literal["shared", "alone", "joined"]
@@ -39,6 +44,8 @@ federation; ``joined``: fitted from the shared model."""
 ServedName = Literal["alone", "joined"]
 """What a platform may serve; the gate chooses."""
 
+STOPPED_FILE = "stopped.txt"
+_TRACES = ("releases", "private", "model")
 _VECTORS = ("values", "first_moment", "second_moment", "num_steps")
 
 
@@ -51,27 +58,39 @@ class PlatformState:
         Raises:
             StateError: if it cannot be used.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"{folder}: cannot be created ({error.strerror})."
-            raise StateError(msg) from error
         self._folder = folder
         self._keep_releases = keep_releases
-        self.ledger = Ledger(folder / "ledger.sqlite")
+        ledger = folder / "ledger.sqlite"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not ledger.exists() and any((folder / name).exists() for name in _TRACES):
+                msg = (
+                    f"{ledger} is missing, and {folder} shows that releases were made. Nothing is "
+                    "released on a forgotten budget: restore the ledger."
+                )
+                raise StateError(msg)
+            self._lock = (folder / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"{folder}: another process works for this platform; stop one of the two."
+            raise StateError(msg) from error
+        except OSError as error:
+            msg = f"{folder}: cannot be used ({error.strerror})."
+            raise StateError(msg) from error
+        self.ledger = Ledger(ledger)
 
     def close(self) -> None:
-        """Close the ledger."""
+        """Close the ledger and let the next process in."""
         self.ledger.close()
+        self._lock.close()
 
     def store_release(
-        self, request_id: str, release: Arrays, vectors: UserVectors, users_digest: str
+        self, request_id: str, release: Arrays, vectors: UserVectors, user_ids: Sequence[str]
     ) -> None:
         """Put a release and the private vectors of its round on disk, then record it."""
         private = {name: getattr(vectors, name).numpy() for name in _VECTORS}
-        write_durably(
-            self._file("private", request_id), pack_arrays(private, {"users": users_digest})
-        )
+        content = pack_arrays(private, {"users": json.dumps(user_ids)})
+        write_durably(self._file("private", request_id), content)
         content = pack_arrays(release, {"request": request_id})
         write_durably(self._file("releases", request_id), content)
         self.ledger.commit(request_id, sha256(content))
@@ -96,10 +115,11 @@ class PlatformState:
             raise StateError(msg)
         return arrays
 
-    def load_vectors(self, run_id: str, users_digest: str) -> UserVectors | None:
-        """Private vectors after the run's last recorded release.
+    def load_vectors(self, run_id: str, user_ids: Sequence[str], fresh: UserVectors) -> UserVectors:
+        """Private vectors after the run's last recorded release, one row for each of ``user_ids``.
 
-        None before the first release, and when the platform's users are no longer the same.
+        A user who was not there before gets her row of ``fresh``, and everyone else keeps hers:
+        who joins or leaves changes nothing for the others.
 
         Raises:
             StateError: if the file is damaged.
@@ -107,16 +127,36 @@ class PlatformState:
         for spend in reversed(self.ledger.spends()):
             if not spend.request_id.startswith(run_id + "/"):
                 continue
-            if self.ledger.release_digest(spend.request_id) is None:
-                continue
             path = self._file("private", spend.request_id)
-            if not path.exists():
-                return None
+            if self.ledger.release_digest(spend.request_id) is None or not path.exists():
+                continue
             arrays, metadata = read_arrays(path)
-            if metadata["users"] != users_digest:
-                return None
-            return UserVectors(**{name: torch.from_numpy(arrays[name]) for name in _VECTORS})
-        return None
+            if arrays["values"].shape[1:] != fresh.values.shape[1:]:
+                return fresh
+            rows = {user: row for row, user in enumerate(json.loads(metadata["users"]))}
+            known = [row for row, user in enumerate(user_ids) if user in rows]
+            stored = [rows[user_ids[row]] for row in known]
+            vectors = fresh.copy()
+            for name in _VECTORS:
+                getattr(vectors, name)[known] = torch.from_numpy(arrays[name])[stored]
+            return vectors
+        return fresh
+
+    def stop(self, cause: Exception) -> None:
+        """Refuse every later request until a person has looked: see :meth:`check_running`."""
+        write_durably(self._folder / STOPPED_FILE, f"{type(cause).__name__}: {cause}\n".encode())
+
+    def check_running(self) -> None:
+        """Refuse to go on after a failure that may have depended on the data.
+
+        Without this a server could ask again and again, and learn from which requests fail.
+
+        Raises:
+            RequestRefused: if a failure was recorded; the operator deletes the file to go on.
+        """
+        if (self._folder / STOPPED_FILE).exists():
+            msg = f"this platform stopped after a failure; its operator finds it in {STOPPED_FILE}."
+            raise RequestRefused(msg)
 
     def save_model(self, name: ModelName, model: PersonalModel, users_digest: str) -> None:
         """Write one personal model."""
@@ -124,6 +164,7 @@ class PlatformState:
             "model": to_json(model.config),
             "users": users_digest,
             "validation_ndcg": f"{model.validation_ndcg:.9f}",
+            "epochs": str(model.epochs),
         }
         content = pack_arrays({**model.items, "user_vectors": model.user_vectors}, metadata)
         write_durably(self._model_file(name), content)
@@ -146,6 +187,7 @@ class PlatformState:
             items=arrays,
             user_vectors=user_vectors,
             validation_ndcg=float(metadata["validation_ndcg"]),
+            epochs=int(metadata["epochs"]),
         )
 
     def save_served(self, name: ServedName) -> None:

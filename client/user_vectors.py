@@ -1,8 +1,8 @@
 """Private user vectors: fitted on the platform, kept on the platform.
 
 A user's vector is a function of her own interactions and of shared parameters only. That is what
-makes a user's gradient depend on no other user, and what lets recommendations use the vector
-without a further price (billboard lemma: Kearns et al. 2014; Jain et al. 2021, section 3).
+makes a user's gradient depend on no other user. Recommendations from shared parameters and her own
+vector have no further price (billboard lemma: Kearns et al. 2014; Jain et al. 2021, section 3).
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ class UserVectors:
             for parameter in parameters:
                 parameter.requires_grad_(True)  # noqa: FBT003
         vectors = vectors.detach()
+        # A server can send parameters under which a user's vector overflows: she starts anew, so
+        # that nothing downstream fails because of her.
+        broken = ~torch.isfinite(vectors + first + second).all(1)
+        for array in (vectors, first, second):
+            array[broken] = 0.0
         self.values[users], self.first_moment[users] = vectors, first
         self.second_moment[users], self.num_steps[users] = second, taken
         return vectors

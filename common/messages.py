@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 PROFILE = "query.profile"
 TRAIN = "train.round"
 ADOPT = "query.adopt"
+
+_LIMITS: dict[str, tuple[float, float]] = {
+    "round_number": (1, 1_000_000),
+    "num_platforms": (1, 1_000_000),
+    "local_steps": (1, 1_000),
+    "user_steps": (1, 100),
+    # float32 sums keep the sensitivity only while C is far above its smallest numbers.
+    "clipping_norm": (1e-4, 1e4),
+    "learning_rate": (1e-6, 1e6),
+    "denominator": (1e-6, 1e12),
+}
+"""What a request may ask for: wide enough for any honest run, narrow enough to compute with."""
+
+_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -80,14 +95,10 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no round can have, whoever sent them."""
-        for name in ("clipping_norm", "denominator", "learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                msg = f"{name}: found {value}, expected a positive finite number."
-                raise ConfigError(msg)
-        for name in ("round_number", "num_platforms", "user_steps", "local_steps"):
-            if getattr(self, name) < 1:
-                msg = f"{name}: found {getattr(self, name)}, expected at least 1."
+        _check_run_id(self.run_id)
+        for name, (low, high) in _LIMITS.items():
+            if not low <= getattr(self, name) <= high:
+                msg = f"{name}: found {getattr(self, name)}, expected {low:g} to {high:g}."
                 raise ConfigError(msg)
         if self.trust == "secagg-simulated" and self.num_platforms < 2:
             msg = "secure aggregation needs at least two platforms in a round."
@@ -145,6 +156,10 @@ class AdoptRequest:
     model: NcfConfig
     """The shared model."""
 
+    def __post_init__(self) -> None:
+        """Refuse a run that cannot be named in a ledger."""
+        _check_run_id(self.run_id)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
@@ -161,6 +176,12 @@ class Reply:
     reason: str = ""
     """Why declined: ``budget``, ``refused`` or ``failed``, and public detail. The cause of a
     failure stays in the platform's own log."""
+
+
+def _check_run_id(run_id: str) -> None:
+    if not _RUN_ID.fullmatch(run_id):
+        msg = "run_id: expected 1 to 64 letters, digits, dots, dashes and underscores."
+        raise ConfigError(msg)
 
 
 def to_json(value: DataclassInstance) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 def write_durably(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that after a crash the file is the old or the new one.
 
+    Two writers of one path do not mix: the last one wins whole.
+
     Raises:
-        StateError: if the disk is full or the folder cannot be written; ``path`` is untouched.
+        StateError: if the disk is full or the folder cannot be written; ``path`` holds what it
+            held before, or all of ``content``.
     """
-    draft = path.with_name(path.name + ".part")
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
@@ -37,16 +41,25 @@ def write_durably(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         msg = f"{path}: cannot be written ({error.strerror}). Free the disk or fix permissions."
         raise StateError(msg) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of new files in ``folder`` survive a crash.
+
+    Raises:
+        OSError: if the operating system refuses.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def pack_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
@@ -65,7 +78,9 @@ def unpack_arrays(content: bytes, source: object) -> tuple[dict[str, np.ndarray]
         arrays = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = json.loads(header["__metadata__"]["crossrec"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise TypeError("its metadata is not a table of texts")  # noqa: TRY301
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         msg = f"{source}: damaged or not a CrossRec array file ({error})."
         raise StateError(msg) from error
     return arrays, metadata

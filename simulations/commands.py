@@ -75,6 +75,7 @@ _METRICS = ("ndcg@10", "hr@10")
 
 def simulate(
     *,
+    context: typer.Context,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -146,7 +147,7 @@ def simulate(
     loss: Annotated[
         Loss | None,
         typer.Option(
-            help="Training loss. [default: softmax for gmf, else sampled-softmax]",
+            help="Training loss. \\[default: softmax for gmf, else sampled-softmax]",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -188,7 +189,7 @@ def simulate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run. [default: the first free runs/NAME]", rich_help_panel=_RUN
+            help="Folder of the run. \\[default: the first free runs/NAME]", rich_help_panel=_RUN
         ),
     ] = None,
     overwrite: Annotated[
@@ -224,8 +225,9 @@ def simulate(
     del split  # one choice; a platform's own held-out file always comes first
     console = Console()
     if resume is not None:
-        if out is not None or overwrite:
-            msg = "--resume names the run's folder itself; leave out --out and --overwrite."
+        others = _given(context) - {"resume"}
+        if others:
+            msg = f"--resume keeps the run's own options; leave out {', '.join(sorted(others))}."
             raise ConfigError(msg)
         run = SimulationRun.reopen(resume)
     else:
@@ -271,6 +273,15 @@ def simulate(
     _show(console, result, run.folder)
     if result.status == "partial":
         raise typer.Exit(130)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options that stand on the command line."""
+    return {
+        name.replace("_", "-")
+        for name in context.params
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
 
 
 def _trust(trust: Trust) -> TrustMode:
@@ -333,13 +344,14 @@ def _introduction(options: SimulationOptions) -> str:
 def _show(console: Console, result: RunResult, folder: Path) -> None:
     from simulations.verdict import headline
 
-    console.print(_table(result))
-    console.print(headline(result), highlight=False)
     if result.status == "partial":
         console.print(
             f"[bold]Interrupted[/bold] after {result.rounds_completed} of "
-            f"{result.rounds_planned} rounds. Go on with: {result.resume_command}"
+            f"{result.rounds_planned} rounds. Go on with: {result.resume_command}",
+            soft_wrap=True,
         )
+    console.print(_table(result))
+    console.print(headline(result), highlight=False, soft_wrap=True)
     console.print(f"Result: {folder / 'result.json'}", soft_wrap=True)
     console.print(f"Report: {(folder / 'report.html').absolute()}", soft_wrap=True)
 
@@ -347,29 +359,33 @@ def _show(console: Console, result: RunResult, folder: Path) -> None:
 def _table(result: RunResult) -> Table:
     from rich.table import Table
 
+    from simulations.plots import epsilon_text
+
     has_federated = any("federated" in p.models for p in result.platforms.values())
     columns = [("ndcg@10", "popularity")]
     if has_federated:
         columns += [(metric, model) for metric in _METRICS for model in ("local", "federated")]
     table = Table(
-        title="Held-out items: going alone (local) against joining (federated)",
+        title="Held-out items: alone (local), joined, and what is served (federated)",
         box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),
+        min_width=70,
     )
     table.add_column("\nplatform")
     table.add_column("\nusers", justify="right")
-    table.add_column("epsilon\nspent", justify="right")
+    table.add_column("eps.\nspent", justify="right")
     for metric, model in columns:
         table.add_column(f"{metric.upper()}\n{_SHORT.get(model, model)}", justify="right")
     if has_federated:
-        table.add_column("NDCG@10\ngain", justify="right")
+        table.add_column("joined-\nlocal", justify="right")
+        table.add_column("\nserves", justify="right")
     for name, platform in result.platforms.items():
-        epsilon = "no limit" if platform.epsilon is None else f"{platform.epsilon:.2f}"
+        epsilon = "none" if platform.epsilon is None else epsilon_text(platform.epsilon)
         row = [name, f"{platform.num_users:,}", epsilon]
         row += [_cell(platform, model, metric) for metric, model in columns]
         if has_federated:
-            row.append(_gain(platform))
+            row += [_gain(platform), {"alone": "local"}.get(platform.gate or "-", "joined")]
         table.add_row(*row)
     return table
 
@@ -381,5 +397,5 @@ def _cell(platform: PlatformResult, model: str, metric: str) -> str:
 
 
 def _gain(platform: PlatformResult) -> str:
-    gain = platform.gain.get("ndcg@10")
+    gain = platform.joined_gain.get("ndcg@10")
     return "-" if gain is None or gain.mean is None else f"{gain.mean:+.4f}"

@@ -41,6 +41,10 @@ class Measured:
     """By name; models that the run has not reached are absent."""
     gain: dict[str, Gain]
     """By metric: ``federated`` minus ``local`` on the same users."""
+    joined_gain: dict[str, Gain]
+    """By metric: ``joined`` minus ``local`` on the same users, whatever the gate chose."""
+    unfinished: tuple[str, ...]
+    """Models that were still improving when their epochs ran out."""
     gate: ServedName | None
     """Which model the platform serves."""
 
@@ -51,6 +55,7 @@ def measure_platform(
     """Rank the test items by every model the platform has."""
     measured = {"popularity": _evaluate(platform, _popularity(platform), candidates, seed)}
     data = load_platform_data(config)
+    unfinished = []
     state = PlatformState(config.state.folder, config.state.keep_releases)
     try:
         for reported, stored in REPORTED_MODELS.items():
@@ -58,23 +63,31 @@ def measure_platform(
             if model is not None:
                 scorer = _personal(platform, model, data.users.user_ids)
                 measured[reported] = _evaluate(platform, scorer, candidates, seed)
+                if model.epochs >= config.adaptation.max_epochs:
+                    unfinished.append(reported)
         gate = state.served()
     finally:
         state.close()
-    gain = {}
-    if gate is not None:
+    gain: dict[str, Gain] = {}
+    joined_gain: dict[str, Gain] = {}
+    if gate is not None and {"joined", "local"} <= measured.keys():
         measured["federated"] = measured["joined" if gate == "joined" else "local"]
-        gain = {
-            metric: Gain.measured(
-                paired_difference(measured["federated"], measured["local"], metric)
-            )
-            for metric in ("ndcg@10", "hr@10")
-        }
+        gain = _gain(measured["federated"], measured["local"])
+        joined_gain = _gain(measured["joined"], measured["local"])
     return Measured(
         models={name: ModelResult.measured(metrics) for name, metrics in measured.items()},
         gain=gain,
+        joined_gain=joined_gain,
+        unfinished=tuple(unfinished),
         gate=gate,
     )
+
+
+def _gain(first: RankingMetrics, second: RankingMetrics) -> dict[str, Gain]:
+    return {
+        metric: Gain.measured(paired_difference(first, second, metric))
+        for metric in ("ndcg@10", "hr@10")
+    }
 
 
 def _evaluate(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from simulations.result import PRIMARY_METRIC
-from simulations.verdict import gain_of
+from simulations.verdict import joined_gain_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,11 +133,14 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
 
 
 def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | None:
-    """Points of federated minus local against platform size; None where neither was measured."""
+    """Points of joined minus local against platform size, hollow where the gate refused it.
+
+    None where neither was measured.
+    """
     points = [
         (platform.num_users, gain.mean, gain.stderr or 0.0, name)
         for name, platform in result.platforms.items()
-        if (gain := gain_of(platform, metric)) is not None
+        if (gain := joined_gain_of(platform, metric)) is not None
     ]
     if not points:
         return None
@@ -159,6 +162,25 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
         capsize=3,
         markersize=7,
     )
+    refused = [p for p in points if result.platforms[p[3]].gate == "alone"]
+    axes.plot(
+        [p[0] for p in refused],
+        [p[1] for p in refused],
+        "o",
+        markersize=4,
+        color="white",
+        label="not served: the platform keeps its own model",
+    )
+    if refused:
+        axes.text(
+            0.98,
+            0.02,
+            "hollow: the platform keeps its own model",
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize="small",
+        )
     if len(names) <= MAX_PLATFORMS:
         for size, gain, name in zip(sizes, gains, names, strict=True):
             axes.annotate(
@@ -170,7 +192,7 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("users in training")
-    axes.set_ylabel(f"{metric_label(metric)}, federated minus local")
+    axes.set_ylabel(f"{metric_label(metric)}, joined minus local")
     return figure
 
 

@@ -82,6 +82,7 @@ def render_report(result: RunResult) -> str:
             for name, figure in figures(result).items()
         ],
         declined=_declined(result),
+        shows_broken=any(p.epsilon_if_secagg_broken is not None for p in result.platforms.values()),
         configuration=json.dumps(dict(result.configuration), indent=2, sort_keys=True, default=str),
     )
 

@@ -109,6 +109,8 @@ class PlatformResult(_Checked):
         sampling_rate: chance of a user to take part in a round.
         models: by name: ``popularity``, ``local`` (going alone), ``federated`` (joining), others.
         gain: by metric, federated minus local paired over users; may be empty.
+        joined_gain: by metric, ``joined`` minus ``local`` paired over users, served or not.
+        unfinished: models that were still improving when their epochs ran out.
         gate: which of its two models the platform serves, by its own validation users; None if
             the run did not get there.
     """
@@ -128,6 +130,8 @@ class PlatformResult(_Checked):
     noise_multiplier: float | None = None
     sampling_rate: float | None = None
     gain: Mapping[str, Gain] = field(default_factory=dict)
+    joined_gain: Mapping[str, Gain] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
     gate: Literal["alone", "joined"] | None = None
 
 

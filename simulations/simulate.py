@@ -26,7 +26,7 @@ from common.privacy.ledger import Ledger
 from common.storage import write_durably
 from server.config import FederationConfig
 from server.journal import read_journal
-from simulations.federation import lay_out
+from simulations.federation import lay_out, plan_noise_multiplier
 from simulations.measure import measure_platform
 from simulations.options import SimulationOptions
 from simulations.plots import save_figures
@@ -76,6 +76,9 @@ class SimulationRun:
             ConfigError: if the folder holds a run with other options.
         """
         path = folder / OPTIONS_FILE
+        if folder.exists() and not path.exists() and any(folder.iterdir()):
+            msg = f"{folder} holds something that is no run; choose another --out."
+            raise ConfigError(msg)
         if path.exists() and path.read_text(encoding="utf-8") != dump_config(options):
             msg = (
                 f"{folder} holds a run with other options ({path}). "
@@ -129,6 +132,12 @@ class SimulationRun:
             RunFailed: if the federation could not go on; a partial result is written first.
         """
         began = time.monotonic()
+        # Everything that can be wrong is found before the first file is written.
+        if self.options.engine == "ray":
+            from simulations.engines.ray import require_ray  # noqa: PLC0415 - Ray is optional
+
+            require_ray()
+        plan_noise_multiplier(self.options)
         marketplace = load_marketplace(self.options)
         write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
         federation = lay_out(marketplace, self.options, self.folder)
@@ -222,6 +231,8 @@ class SimulationRun:
             sampling_rate=federation.mechanism.sampling_rate,
             models=measured.models,
             gain=measured.gain,
+            joined_gain=measured.joined_gain,
+            unfinished=measured.unfinished,
             gate=measured.gate,
         )
 

@@ -68,6 +68,14 @@ def gain_of(platform: PlatformResult, metric: str) -> Difference | None:
     return Difference(mean=mean - mean_alone, stderr=math.hypot(stderr, stderr_alone))
 
 
+def joined_gain_of(platform: PlatformResult, metric: str) -> Difference | None:
+    """What the shared model would bring, served or not; else what is served brings."""
+    gain = platform.joined_gain.get(metric)
+    if gain is None or gain.mean is None:
+        return gain_of(platform, metric)
+    return Difference(mean=gain.mean, stderr=gain.stderr)
+
+
 def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     """Judge one platform by its gain in NDCG@10."""
     gain = gain_of(platform, PRIMARY_METRIC)
@@ -92,6 +100,9 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
         outcome, lead = Outcome.BETTER, "Joining is better than going alone"
     else:
         outcome, lead = Outcome.WORSE, "Joining is worse than going alone"
+    if outcome is Outcome.BETTER and "local" in platform.unfinished:
+        outcome = Outcome.UNCLEAR
+        lead = "Cannot tell: local was still improving when its epochs ran out, raise --epochs"
     text = f"{lead} ({numbers})."
     if _popularity_wins(platform):
         text += " Neither beats simply showing the most popular items."
@@ -101,36 +112,33 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
 def _stayed_alone(name: str, platform: PlatformResult) -> Verdict:
     """The gate refused the shared model: say what it would have brought."""
     text = (
-        "Joining does not pay: its own validation users did not clearly prefer the shared model, "
-        "so it serves what it fitted alone"
+        "Keeps the model that it fitted alone: its validation users did not clearly prefer the "
+        "joined one"
     )
-    joined, alone = (
-        platform.models[model].metrics.get(PRIMARY_METRIC) if model in platform.models else None
-        for model in ("joined", "local")
-    )
-    if joined is not None and alone is not None:
-        text += f" (NDCG@10 with the shared model {joined - alone:+.4f})"
+    gain = platform.joined_gain.get(PRIMARY_METRIC)
+    if gain is not None and gain.mean is not None and gain.stderr is not None:
+        text += f" (on test users NDCG@10 {gain.mean:+.4f}, standard error {gain.stderr:.4f})"
     return Verdict(platform=name, outcome=Outcome.STAYED_ALONE, text=f"{text}.")
 
 
 def headline(result: RunResult) -> str:
     """Sum the verdicts up in one sentence of counts."""
     outcomes = [platform_verdict(n, p).outcome for n, p in result.platforms.items()]
-    total = len(outcomes)
+    if not outcomes:
+        return "No platform was measured."
     parts = [
-        f"{phrase} on {outcomes.count(outcome)}"
+        f"{outcomes.count(outcome)} {phrase}"
         for outcome, phrase in (
             (Outcome.BETTER, "better than going alone"),
-            (Outcome.WORSE, "worse"),
-            (Outcome.UNCLEAR, "not clearly different"),
-            (Outcome.STAYED_ALONE, "refused by the platform's own gate"),
+            (Outcome.WORSE, "worse than going alone"),
+            (Outcome.UNCLEAR, "no clear difference"),
+            (Outcome.STAYED_ALONE, "keeping their own model"),
             (Outcome.UNKNOWN, "not measured"),
         )
         if outcome in outcomes
     ]
-    if not parts:
-        return "No platform was measured."
-    return f"Joining is {', '.join(parts)} of {total} platform{'s' if total > 1 else ''}."
+    total = len(outcomes)
+    return f"Joining, {total} platform{'s' if total > 1 else ''}: {', '.join(parts)}."
 
 
 def _popularity_wins(platform: PlatformResult) -> bool:

@@ -26,6 +26,9 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_WIDTH, MAX_LAYERS, MAX_NEGATIVES = 1024, 4, 10_000
+"""What a server may ask a platform to build."""
+
 ModelKind = Literal["gmf", "mlp", "neumf"]
 LossKind = Literal["softmax", "sampled-softmax", "bce"]
 
@@ -53,8 +56,16 @@ class NcfConfig:
         if self.loss not in get_args(LossKind):
             msg = f"loss: found {self.loss!r}, expected one of {', '.join(get_args(LossKind))}."
             raise ConfigError(msg)
-        if self.dim < 1 or self.num_negatives < 1 or any(width < 1 for width in self.hidden):
-            msg = "dim, num_negatives and every hidden width must be at least 1."
+        sizes = {"dim": self.dim, **{f"hidden[{i}]": w for i, w in enumerate(self.hidden)}}
+        for name, size in sizes.items():
+            if not 1 <= size <= MAX_WIDTH:
+                msg = f"{name}: found {size}, expected 1 to {MAX_WIDTH}."
+                raise ConfigError(msg)
+        if not 1 <= self.num_negatives <= MAX_NEGATIVES or len(self.hidden) > MAX_LAYERS:
+            msg = (
+                f"found {self.num_negatives} negatives and {len(self.hidden)} hidden layers, "
+                f"expected 1 to {MAX_NEGATIVES} and at most {MAX_LAYERS}."
+            )
             raise ConfigError(msg)
         if self.kind != "gmf" and not self.hidden:
             msg = f"model {self.kind!r} needs at least one hidden layer, e.g. hidden = [32, 16]."
@@ -91,8 +102,9 @@ class ItemLayer(nn.Module):
     def forward(self, user_vectors: Tensor, items: Tensor | None = None) -> Tensor:
         """Score ``items`` (shape [B, m], or all of them) for ``user_vectors`` ([B, dim])."""
         if self.weight is None:
+            # The empty sum keeps the input in the graph; Opacus' hooks would not run without.
             bias = self.bias if items is None else self.bias[items]
-            return bias.expand(user_vectors.shape[0], -1)
+            return bias + user_vectors.sum(1, keepdim=True)
         if items is None:
             return torch.addmm(self.bias, user_vectors, self.weight.T)
         return torch.einsum("bd,bmd->bm", user_vectors, self.weight[items]) + self.bias[items]

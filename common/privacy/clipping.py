@@ -2,23 +2,28 @@
 
 One row of a batch is one user with all her interactions, so the privacy unit is the user. Norms
 are exact and run through Opacus' ghost clipping (Li et al. 2021, arXiv:2110.05679, section 4):
-no per-user gradient of the item table is ever built.
+no per-user gradient of an item table is ever built.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import copy
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.grad_sample.utils import register_grad_sampler, register_norm_sampler
+from torch import nn
 
-from common.errors import NonFiniteUpdate
 from common.models.losses import LOSSES
 from common.models.ncf import ItemLayer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Iterable
+
+    from torch import Tensor
 
     from common.data.batches import UserBatch
     from common.models.ncf import SharedNcf
@@ -40,9 +45,18 @@ def clipped_gradient_sum(
     ``||g_u||`` is the L2 norm of user u's gradient over *all* shared parameters together, and
     rows that she touches twice add up before the norm is taken.
 
-    Guarantee: adding or removing one user (row) moves the result by at most C in L2, whatever
-    the others are, provided that her row of ``user_vectors`` and of ``batch`` depends on no
-    other user.
+    Guarantee: adding or removing one user (row) moves the result by at most C in L2 (up to
+    rounding), whatever the others are, provided that her row of ``user_vectors`` and of
+    ``batch`` depends on no other user.
+
+    | edge case | result |
+    |---|---|
+    | no rows | zeros |
+    | a user without interactions | she adds nothing |
+    | a user's gradient is NaN, infinite, or too large for its norm | she adds nothing |
+
+    The last one is no error on purpose: a refusal would tell whoever chose the shared parameters
+    that such a user is there.
 
     Args:
         model: shared parameters; its loss comes from its configuration.
@@ -50,41 +64,62 @@ def clipped_gradient_sum(
         batch: B users; see :mod:`common.data.batches`.
         clipping_norm: C > 0.
         mode: how Opacus computes norms.
-
-    Raises:
-        NonFiniteUpdate: if a norm is NaN or infinite.
     """
     if user_vectors.shape[0] == 0:
         return {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    wrap = GradSampleModuleFastGradientClipping if mode == "ghost" else GradSampleModule
-    hooked = wrap(model, loss_reduction="sum", strict=True)
+    working, vectors = model, user_vectors.detach()
+    if model.tower is not None:
+        # Norms come from one backward pass and the sum from another. A tower can amplify the
+        # rounding between them, and a hostile server chooses its weights: float64 leaves no room.
+        # Without a tower an item's gradient is one product, with nothing to amplify.
+        working, vectors = copy.deepcopy(model).double(), vectors.double()
+    hooked = (_Ghost if mode == "ghost" else GradSampleModule)(working, loss_reduction="sum")
     try:
         # Opacus' hooks want an input that requires a gradient; this one is never used.
-        losses = LOSSES[model.config.loss](model, user_vectors.detach().requires_grad_(), batch)
-        losses.sum().backward(retain_graph=mode == "ghost")
-        if mode == "ghost":
-            scale = _scale(hooked.get_norm_sample(), clipping_norm)
-            model.zero_grad(set_to_none=True)
-            hooked.disable_hooks()
-            (scale * losses).sum().backward()
-            return {name: _gradient(p) for name, p in model.named_parameters()}
-        per_user: dict[str, Tensor] = {
-            name: p.grad_sample  # type: ignore[attr-defined]
-            for name, p in model.named_parameters()
-        }
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in per_user.values()]).norm(dim=0)
-        scale = _scale(norms, clipping_norm)
-        return {name: torch.einsum("b,b...->...", scale, g) for name, g in per_user.items()}
+        losses = LOSSES[model.config.loss](working, vectors.requires_grad_(), batch)
+        _backward(losses.sum(), retain_graph=mode == "ghost")
+        per_user = {} if mode == "ghost" else _per_user_gradients(working)
+        norms = _joint_norms(per_user.values()) if per_user else hooked.get_norm_sample()
+        finite = torch.isfinite(norms)
+        if finite.all():
+            scale = (clipping_norm / norms.clamp(min=1e-12)).clamp(max=1.0).detach()
+            if mode == "ghost":
+                working.zero_grad(set_to_none=True)
+                hooked.disable_hooks()
+                _backward((scale * losses).sum())
+                sums = {name: _gradient(p) for name, p in working.named_parameters()}
+            else:
+                sums = {n: torch.einsum("b,b...->...", scale, g) for n, g in per_user.items()}
+            return {name: sums[name].to(p.dtype) for name, p in model.named_parameters()}
     finally:
         hooked.to_standard_module()
-        model.zero_grad(set_to_none=True)
+        working.zero_grad(set_to_none=True)
+    rest = replace(
+        batch,
+        items=batch.items[finite],
+        is_positive=batch.is_positive[finite],
+        is_negative=batch.is_negative[finite],
+    )
+    return clipped_gradient_sum(model, user_vectors[finite], rest, clipping_norm, mode)
 
 
-def _scale(norms: Tensor, clipping_norm: float) -> Tensor:
-    if not torch.isfinite(norms).all():
-        msg = "a per-user gradient norm is NaN or infinite; nothing was released."
-        raise NonFiniteUpdate(msg)
-    return (clipping_norm / norms.clamp(min=1e-12)).clamp(max=1.0).detach()
+def _backward(loss: Tensor, *, retain_graph: bool = False) -> None:
+    with warnings.catch_warnings():
+        # Item numbers are integers; the hook of their embedding needs no gradient of them.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        loss.backward(retain_graph=retain_graph)
+
+
+def _per_user_gradients(model: SharedNcf) -> dict[str, Tensor]:
+    return {
+        name: p.grad_sample  # type: ignore[attr-defined]
+        for name, p in model.named_parameters()
+    }
+
+
+def _joint_norms(per_user: Iterable[Tensor]) -> Tensor:
+    norms: Tensor = torch.stack([g.flatten(1).norm(dim=1) for g in per_user]).norm(dim=0)
+    return norms
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -131,3 +166,17 @@ def _per_item(activations: list[Tensor], backprops: Tensor) -> Tensor:
     starts[:, 1:] = items[:, 1:] != items[:, :-1]
     group = starts.cumsum(1) - 1
     return torch.zeros_like(sorted_backprops).scatter_add(1, group, sorted_backprops)
+
+
+class _Ghost(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
+    """Opacus' ghost clipping, but with real per-user gradients of the tower's small layers.
+
+    Opacus' ghost norm of a linear layer adds up two [B, m, m] matrices whose terms can cancel:
+    in float32 the norm then comes out too small, and more than C would pass (15 C was measured).
+    """
+
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], object]] = {
+        layer: sampler
+        for layer, sampler in GradSampleModuleFastGradientClipping.NORM_SAMPLERS.items()
+        if layer is not nn.Linear
+    }

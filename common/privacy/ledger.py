@@ -8,19 +8,23 @@ from the recorded mechanisms whenever it is asked for.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from contextlib import contextmanager
+import tempfile
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import BudgetExhausted, ConfigError, RequestRefused, StateError
 from common.privacy.accounting import epsilon_spent
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, mechanism_from_dict
+from common.storage import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+_APPLICATION_ID = 0x43526563  # "CRec"; tells a ledger from another program's SQLite file
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE spend (
@@ -35,9 +39,16 @@ CREATE TABLE release (
     request_id TEXT PRIMARY KEY REFERENCES spend (request_id),
     sha256 TEXT NOT NULL
 );
+CREATE TRIGGER spend_is_append_only_i BEFORE INSERT ON spend
+    WHEN EXISTS (SELECT 1 FROM spend
+                 WHERE request_id = NEW.request_id OR sequence = NEW.sequence)
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER spend_is_append_only_u BEFORE UPDATE ON spend
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER spend_is_append_only_d BEFORE DELETE ON spend
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER release_is_append_only_i BEFORE INSERT ON release
+    WHEN EXISTS (SELECT 1 FROM release WHERE request_id = NEW.request_id)
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER release_is_append_only_u BEFORE UPDATE ON release
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
@@ -95,21 +106,31 @@ class Ledger:
         """
         self._path = path
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            if not path.exists():
+                _create(path)
+            # mode=rw: SQLite would otherwise take a vanished or empty file for a fresh ledger.
+            address = f"{path.absolute().as_uri()}?mode=rw"
+            self._db = sqlite3.connect(address, uri=True, isolation_level=None, timeout=10.0)
+        except (sqlite3.Error, OSError) as error:
+            raise self._broken(error) from error
+        try:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute("PRAGMA foreign_keys=ON")
-            with self._transaction():
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _statements(_SCHEMA):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-                elif version != _SCHEMA_VERSION:
-                    msg = f"{path}: ledger version {version}, expected {_SCHEMA_VERSION}."
-                    raise StateError(msg)
+            found = tuple(
+                self._db.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("application_id", "user_version")
+            )
         except sqlite3.Error as error:
+            self.close()
             raise self._broken(error) from error
+        if found != (_APPLICATION_ID, _SCHEMA_VERSION):
+            self.close()
+            msg = (
+                f"{path}: found a file of type and version {found}, expected a CrossRec ledger "
+                f"{(_APPLICATION_ID, _SCHEMA_VERSION)}. A damaged or foreign ledger is never "
+                "replaced by an empty one: restore it, or keep this platform out."
+            )
+            raise StateError(msg)
 
     def close(self) -> None:
         """Close the file."""
@@ -121,16 +142,19 @@ class Ledger:
             "SELECT request_id, request_digest, description, mechanism, mechanism_if_broken "
             "FROM spend ORDER BY sequence"
         )
-        return [
-            Spend(
-                request_id=row[0],
-                request_digest=row[1],
-                description=row[2],
-                mechanism=mechanism_from_dict(json.loads(row[3])),
-                mechanism_if_broken=mechanism_from_dict(json.loads(row[4])),
-            )
-            for row in rows
-        ]
+        try:
+            return [
+                Spend(
+                    request_id=row[0],
+                    request_digest=row[1],
+                    description=row[2],
+                    mechanism=mechanism_from_dict(json.loads(row[3])),
+                    mechanism_if_broken=mechanism_from_dict(json.loads(row[4])),
+                )
+                for row in rows
+            ]
+        except (TypeError, ValueError, ConfigError) as error:
+            raise self._broken(error) from error
 
     def release_digest(self, request_id: str) -> str | None:
         """SHA-256 of the release made for ``request_id``, or None if there is none."""
@@ -166,8 +190,11 @@ class Ledger:
                             "different request; a release is made once and never changed."
                         )
                         raise RequestRefused(msg)
-                total = epsilon_spent([*(s.mechanism for s in past), spend.mechanism], budget.delta)
-                if total > budget.epsilon:
+                everything = [*(s.mechanism for s in past), spend.mechanism]
+                total = epsilon_spent(everything, budget.delta, "rdp")
+                if not total <= budget.epsilon:  # RDP is quick, and looser; PRV decides
+                    total = epsilon_spent(everything, budget.delta)
+                if not total <= budget.epsilon:  # NaN would be refused as well
                     raise BudgetExhausted(
                         would_spend=total,
                         budget=budget.epsilon,
@@ -226,18 +253,22 @@ class Ledger:
             raise
         self._db.execute("COMMIT")
 
-    def _broken(self, error: sqlite3.Error) -> StateError:
+    def _broken(self, error: Exception) -> StateError:
         return StateError(
             f"{self._path}: the privacy ledger cannot be used ({error}). Nothing is released "
             "without it: check the disk, the permissions, and that no other process holds it."
         )
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Split a script at statements (triggers hold semicolons of their own)."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+def _create(path: Path) -> None:
+    """Make an empty ledger appear at ``path``, whole; one that is there by now stays."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        draft = Path(folder) / path.name
+        with closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            db.executescript(_SCHEMA)
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    sync_folder(path.parent)

@@ -43,7 +43,7 @@ class InProcessGrid(Grid):
             node: Context(
                 run_id=RUN_ID,
                 node_id=node,
-                node_config={"platform-config": str(path)},
+                node_config={"platform-config": str(path), client.app.SIMULATION_MARKER: True},
                 state=RecordDict(),
                 run_config={},
             )

@@ -35,8 +35,20 @@ class _PlatformsByPartition(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
+        context.node_config[client.app.SIMULATION_MARKER] = True
         context.node_config["platform-config"] = self._platform_configs[partition]
         return client.app.app(message, context)
+
+
+def require_ray() -> None:
+    """Check that Ray is installed.
+
+    Raises:
+        ConfigError: if it is not, with the command that installs it.
+    """
+    if importlib.util.find_spec("ray") is None:
+        msg = "--engine ray needs Ray: pip install -c constraints.txt -e '.[ray]'."
+        raise ConfigError(msg)
 
 
 def run_on_ray(
@@ -49,9 +61,7 @@ def run_on_ray(
         RunFailed: if the run did not reach its end.
         KeyboardInterrupt: if it was interrupted; the server has then stopped too.
     """
-    if importlib.util.find_spec("ray") is None:
-        msg = "engine 'ray' needs Ray. Install it with: pip install 'crossrec[ray]'."
-        raise ConfigError(msg)
+    require_ray()
     from flwr.simulation import run_simulation  # noqa: PLC0415 - imports Ray
 
     server_app = ServerApp()

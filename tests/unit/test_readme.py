@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -12,6 +13,7 @@ import typer
 from client.config import PlatformConfig
 from common.cli import app
 from common.config import parse_config
+from server.config import FederationConfig
 
 README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -44,9 +46,12 @@ def test_linked_files_exist(target: str) -> None:
     assert (README.parent / target).exists()
 
 
-def test_the_shown_platform_toml_is_accepted(tmp_path: Path) -> None:
-    import tomllib
-
-    block = re.search(r"```toml\n(# platform.toml.*?)```", TEXT, re.DOTALL)
+@pytest.mark.parametrize(
+    ("name", "schema"), [("platform", PlatformConfig), ("federation", FederationConfig)]
+)
+def test_the_shown_configurations_are_accepted(
+    name: str, schema: type[PlatformConfig | FederationConfig], tmp_path: Path
+) -> None:
+    block = re.search(rf"```toml\n(# {name}.toml.*?)```", TEXT, re.DOTALL)
     assert block is not None
-    parse_config(tomllib.loads(block[1]), PlatformConfig, "README.md", folder=tmp_path)
+    parse_config(tomllib.loads(block[1]), schema, "README.md", folder=tmp_path)

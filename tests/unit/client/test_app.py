@@ -11,7 +11,7 @@ from flwr.common.serde import message_to_proto
 
 import client.app
 from common.config import dump_config
-from common.errors import ConfigError, DataError
+from common.errors import DataError
 from common.messages import ADOPT, PROFILE, TRAIN, Profile, Reply
 from common.storage import write_durably
 from common.wire import decode, encode
@@ -159,10 +159,13 @@ def test_no_text_of_an_error_crosses_the_boundary_in_a_reply_or_a_flower_error(
     assert SECRET.encode() not in message_to_proto(answer).SerializeToString()
 
 
-def test_a_node_that_names_no_configuration_is_told_how_to() -> None:
+def test_a_node_that_names_no_configuration_is_told_how_to_in_its_own_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     InProcessGrid([])  # lets messages be made outside a run
     message = Message(RecordDict(), 1, PROFILE)
     message.metadata.__dict__["_message_id"] = "1"
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    with pytest.raises(ConfigError, match="platform-config"):
+    with pytest.raises(RuntimeError, match="the platform's own log"):
         client.app.app(message, context)
+    assert "node-config: 'platform-config' is missing" in caplog.text

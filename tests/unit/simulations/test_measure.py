@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import client.config
+from client.adaptation import PersonalModel
+from client.data import load_platform_data
+from client.state import PlatformState
+from common.config import load_config
+from common.data.readers import read_marketplace
+from common.models.ncf import NcfConfig
+from simulations.federation import lay_out
+from simulations.measure import REPORTED_MODELS, measure_platform
+from tests.shops import options, purchases
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from client.config import PlatformConfig
+    from client.state import ModelName, ServedName
+    from simulations.federation import SimulatedPlatform
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> tuple[SimulatedPlatform, PlatformConfig]:
+    """Platform ``north`` with a held-out file that also names a user without any purchase."""
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+        table = purchases(name, 12)
+        table.to_csv(tmp_path / name / "train.csv", index=False)
+        bought = table[table["user_id"] == f"{name}-u00"]["item_id"].tolist()
+        other = next(item for item in table["item_id"].unique() if item not in bought)
+        held_out = pd.DataFrame(
+            {"user_id": [f"{name}-u00", f"{name}-new"], "item_id": [other, other]}
+        )
+        held_out.to_csv(tmp_path / name / "test.csv", index=False)
+    federation = lay_out(read_marketplace(tmp_path), options(tmp_path), tmp_path / "run")
+    platform = federation.platforms[0]
+    return platform, load_config(platform.config_file, client.config.PlatformConfig)
+
+
+def measure(measured: tuple[SimulatedPlatform, PlatformConfig]) -> Any:  # noqa: ANN401
+    platform, config = measured
+    return measure_platform(platform, config, candidates=None, seed=0)
+
+
+def save(config: PlatformConfig, name: ModelName, *, rank_first: int | None) -> None:
+    """A model that ranks one item first for everyone, or all items alike."""
+    data = load_platform_data(config)
+    bias = np.zeros(data.users.num_items, np.float32)
+    if rank_first is not None:
+        bias[rank_first] = 9.0
+    model = PersonalModel(
+        config=NcfConfig(dim=2),
+        items={"items.weight": np.zeros((len(bias), 2), np.float32), "items.bias": bias},
+        user_vectors=np.zeros((data.users.num_users, 2), np.float32),
+        validation_ndcg=0.0,
+    )
+    state = PlatformState(config.state.folder, keep_releases=3)
+    state.save_model(name, model, data.users_digest)
+    state.close()
+
+
+def test_models_that_a_run_has_not_reached_are_absent(
+    measured: tuple[SimulatedPlatform, PlatformConfig],
+) -> None:
+    assert set(measure(measured).models) == {"popularity"}
+    assert measure(measured).gain == {}
+    save(measured[1], "alone", rank_first=None)
+    assert set(measure(measured).models) == {"popularity", "local"}
+    assert measure(measured).gain == {}
+
+
+def test_a_model_for_other_users_is_not_measured(
+    measured: tuple[SimulatedPlatform, PlatformConfig],
+) -> None:
+    platform, config = measured
+    save(config, "alone", rank_first=None)
+    table = pd.read_parquet(config.data.source)
+    table[table["user_id"] != "north-u01"].to_parquet(config.data.source)
+    assert set(measure((platform, config)).models) == {"popularity"}
+
+
+def test_the_held_out_item_is_found_and_a_new_user_is_served_by_popularity(
+    measured: tuple[SimulatedPlatform, PlatformConfig],
+) -> None:
+    platform, config = measured
+    row = platform.train.user_ids.index("north-u00")
+    (target,) = platform.test[row].indices
+    save(config, "alone", rank_first=int(target))
+    found = measure(measured)
+    assert found.models["local"].num_test_users == 2
+    # u00 is a hit at rank 1; the new user is ranked as popularity ranks her.
+    hits = found.models["popularity"].metrics["hr@10"] * 2
+    is_hit_by_popularity = {
+        user: _popularity_rank(platform, user) < 10 for user in ("north-u00", "north-new")
+    }
+    assert hits == sum(is_hit_by_popularity.values())
+    expected = (1 + is_hit_by_popularity["north-new"]) / 2
+    assert found.models["local"].metrics["hr@10"] == expected
+
+
+def _popularity_rank(platform: SimulatedPlatform, user: str) -> int:
+    row = platform.train.user_ids.index(user)
+    counts = np.asarray(platform.train.matrix.sum(axis=0)).ravel()
+    counts[platform.train.matrix[row].indices] = -1
+    (target,) = platform.test[row].indices
+    return int((counts > counts[target]).sum())
+
+
+@pytest.mark.parametrize("candidates", [None, 5])
+def test_all_models_face_the_same_candidates_and_ties(
+    measured: tuple[SimulatedPlatform, PlatformConfig], candidates: int | None
+) -> None:
+    platform, config = measured
+    for name in REPORTED_MODELS.values():
+        save(config, name, rank_first=None)
+    found = measure_platform(platform, config, candidates=candidates, seed=3).models
+    assert all(found[name] == found["local"] for name in REPORTED_MODELS)
+
+
+@pytest.mark.parametrize("served", ["alone", "joined"])
+def test_federated_is_what_the_platform_serves_and_its_gain_is_over_going_alone(
+    measured: tuple[SimulatedPlatform, PlatformConfig], served: ServedName
+) -> None:
+    platform, config = measured
+    row = platform.train.user_ids.index("north-u00")
+    (target,) = platform.test[row].indices
+    save(config, "alone", rank_first=None)
+    save(config, "joined", rank_first=int(target))
+    assert measure(measured).gate is None
+    assert "federated" not in measure(measured).models
+    state = PlatformState(config.state.folder, keep_releases=3)
+    state.save_served(served)
+    state.close()
+    found = measure(measured)
+    assert found.gate == served
+    assert found.models["federated"] == found.models["joined" if served == "joined" else "local"]
+    gain = found.models["federated"].metrics["ndcg@10"] - found.models["local"].metrics["ndcg@10"]
+    assert found.gain["ndcg@10"].mean == pytest.approx(gain)
+    assert (gain > 0) == (served == "joined")
+
+
+def test_a_served_model_of_other_users_is_not_measured(
+    measured: tuple[SimulatedPlatform, PlatformConfig],
+) -> None:
+    platform, config = measured
+    for name in REPORTED_MODELS.values():
+        save(config, name, rank_first=None)
+    state = PlatformState(config.state.folder, keep_releases=3)
+    state.save_served("joined")
+    state.close()
+    table = pd.read_parquet(config.data.source)
+    table[table["user_id"] != "north-u01"].to_parquet(config.data.source)
+    found = measure((platform, config))
+    assert set(found.models) == {"popularity"}
+    assert found.gain == {}

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import dump_config, load_config
+from common.errors import ConfigError
+from common.models.ncf import NcfConfig
+from simulations.options import SimulationOptions
+
+OTHER_VALUES: dict[str, Any] = {
+    "data": Path("/markets"),
+    "user_column": "customer",
+    "item_column": "sku",
+    "rating_column": "stars",
+    "time_column": "when",
+    "catalogue": Path("/catalogue.csv"),
+    "epsilon": 3.0,
+    "delta": 1e-6,
+    "trust": "none",
+    "rounds": 3,
+    "sampling_rate": 0.5,
+    "local_steps": 2,
+    "clipping_norm": 0.5,
+    "strategy": "fedavg",
+    "server_learning_rate": 0.5,
+    "epochs": 3,
+    "candidates": 100,
+    "engine": "ray",
+    "seed": 5,
+    "model": NcfConfig(dim=7),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": math.inf}, "trust 'none'"),
+        ({"epsilon": math.nan}, "epsilon"),
+        ({"delta": 0.0}, "delta"),
+        ({"delta": 1.0}, "delta"),
+        ({"delta": math.nan}, "delta"),
+        ({"sampling_rate": 0.0}, "sampling_rate"),
+        ({"sampling_rate": 1.1}, "sampling_rate"),
+        ({"sampling_rate": math.nan}, "sampling_rate"),
+        ({"trust": "secagg"}, "trust: .*secagg-simulated"),
+        ({"rounds": 0}, "rounds"),
+        ({"local_steps": 0}, "local steps"),
+        ({"epochs": 0}, "epochs"),
+        ({"candidates": 1}, "candidates"),
+        ({"candidates": 0}, "candidates"),
+        ({"clipping_norm": 0.0}, "clipping_norm"),
+        ({"clipping_norm": math.nan}, "clipping_norm"),
+        ({"server_learning_rate": math.inf}, "server_learning_rate"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_read(
+    changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        SimulationOptions(**changes)
+
+
+def test_every_option_is_part_of_the_runs_name() -> None:
+    # Platforms answer once per run: another run must never pass for this one.
+    names = {SimulationOptions().run_id}
+    for name, value in OTHER_VALUES.items():
+        names.add(replace(SimulationOptions(), **{name: value}).run_id)
+    assert len(names) == 1 + len(OTHER_VALUES)
+    only_choice = {"privacy_unit"}
+    assert OTHER_VALUES.keys() | only_choice == {field.name for field in fields(SimulationOptions)}
+
+
+def test_equal_options_name_the_same_run_without_a_slash() -> None:
+    first, second = (replace(SimulationOptions(), **OTHER_VALUES) for _ in range(2))
+    assert first.run_id == second.run_id
+    assert first.run_id.isalnum()
+
+
+def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    for options in (SimulationOptions(), replace(SimulationOptions(), **OTHER_VALUES)):
+        path = tmp_path / "simulation.toml"
+        path.write_text(dump_config(options), encoding="utf-8")
+        assert load_config(path, SimulationOptions) == options

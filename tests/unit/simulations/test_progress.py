@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from server.journal import Journal, read_journal
+from simulations.progress import JournalProgress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RUN: list[tuple[str, dict[str, Any]]] = [
+    ("run-started", {"rounds": 3, "rounds_done": 0}),
+    ("platform-joined", {"platform": "north"}),
+    ("round-started", {"round": 1, "platforms": ["north", "south"]}),
+    ("reply", {"round": 1, "platform": "north", "outcome": "released"}),
+    ("reply", {"round": 1, "platform": "south", "outcome": "declined: budget: all spent"}),
+    ("round-closed", {"round": 1, "releases": 1, "update_norm": 0.5}),
+]
+HAND_OVER: list[tuple[str, dict[str, Any]]] = [
+    ("handing-over", {"platforms": ["north", "south"]}),
+    ("handed-over", {"platform": "north", "outcome": "adopted"}),
+]
+
+
+def shown(folder: Path, events: list[tuple[str, dict[str, Any]]], *, start: int = 0) -> list[str]:
+    """The last picture, line by line, after ``events`` were written while it was shown."""
+    screen = io.StringIO()
+    console = Console(file=screen, width=140, force_terminal=False)
+    with JournalProgress(folder, console, start=start):
+        journal = Journal(folder)
+        for kind, facts in events:
+            journal.write(kind, **facts)
+        journal.close()
+    return screen.getvalue().splitlines()
+
+
+def test_it_shows_rounds_and_what_each_platform_did(tmp_path: Path) -> None:
+    rounds, adapting = shown(tmp_path, RUN)
+    assert "1/3" in rounds
+    assert "north ✓" in rounds
+    assert "south declined" in rounds
+    assert "all spent" not in rounds  # the reason is in the journal
+    assert "0/?" in adapting
+
+
+def test_it_shows_the_adaptation_of_each_platform(tmp_path: Path) -> None:
+    _, adapting = shown(tmp_path, [*RUN, *HAND_OVER])
+    assert "1/2" in adapting
+    assert "north ✓" in adapting
+    assert "south …" in adapting
+
+
+def test_names_and_reasons_of_platforms_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+    # Rich would take brackets for a style, and a closing one for an error.
+    names = ["[bold]north", "[/red]", "[link=http://x]y"]
+    events = [
+        ("round-started", {"round": 1, "platforms": names}),
+        ("reply", {"round": 1, "platform": names[0], "outcome": "[/blink]declined"}),
+    ]
+    rounds, _ = shown(tmp_path, events)
+    for text in (*names, "[/blink]declined"):
+        assert text in rounds
+
+
+def test_many_platforms_are_counted(tmp_path: Path) -> None:
+    names = [f"p{k}" for k in range(30)]
+    rounds, _ = shown(tmp_path, [("round-started", {"round": 1, "platforms": names})])
+    assert "p7 …" in rounds
+    assert "p8" not in rounds
+    assert "(+22 more)" in rounds
+
+
+def test_a_resumed_run_starts_from_where_it_is(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for kind, facts in RUN:
+        journal.write(kind, **facts)
+    journal.close()
+    size = max(offset for offset, _ in read_journal(tmp_path))
+    resumed = [("run-started", {"rounds": 3, "rounds_done": 2})]
+    rounds, _ = shown(tmp_path, resumed, start=size)
+    assert "2/3" in rounds
+    assert "south" not in rounds
+
+
+def test_it_follows_the_journal_while_it_is_written(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, width=140, force_terminal=True)
+    with JournalProgress(tmp_path, console):
+        journal = Journal(tmp_path)
+        for kind, facts in RUN:
+            journal.write(kind, **facts)
+        journal.close()
+        deadline = time.monotonic() + 20.0
+        while "south declined" not in screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert "south declined" in screen.getvalue()
+
+
+def test_an_interruption_passes_through(tmp_path: Path) -> None:
+    progress = JournalProgress(tmp_path, Console(file=io.StringIO()))
+    with pytest.raises(KeyboardInterrupt), progress:
+        raise KeyboardInterrupt
