@@ -99,6 +99,7 @@ def lay_out(
         ConfigError: if a platform's name cannot be a folder, or no noise is enough for epsilon.
         StateError: if the folder cannot be written.
     """
+    noise_multiplier = plan_noise_multiplier(options)
     catalogue_file = folder / "catalogue.csv"
     folder.mkdir(parents=True, exist_ok=True)
     write_catalogue(marketplace.catalogue, catalogue_file)
@@ -123,6 +124,9 @@ def lay_out(
                 epsilon=math.inf if options.trust == "none" else options.epsilon,
                 delta=options.delta,
                 trust=options.trust,
+                # A simulated platform agrees to what the run was asked for, whatever that is.
+                max_clipping_norm=options.clipping_norm,
+                min_noise_multiplier=noise_multiplier,
             ),
             state=client.config.StateSection(folder=(home / "state").absolute()),
             adaptation=client.config.AdaptationSection(max_epochs=options.epochs),
@@ -154,7 +158,7 @@ def lay_out(
         ),
         catalogue=server.config.CatalogueSection(file=catalogue_file.absolute()),
         mechanism=server.config.MechanismSection(
-            noise_multiplier=plan_noise_multiplier(options),
+            noise_multiplier=noise_multiplier,
             clipping_norm=options.clipping_norm,
             sampling_rate=options.sampling_rate,
             local_steps=options.local_steps,

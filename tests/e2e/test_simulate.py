@@ -251,7 +251,6 @@ def test_two_rounds_on_the_five_markets(
     assert document["data"]["notes"][0] == "Test pairs: held-out file."
     for name, (num_users, num_items, num_rows) in markets.items():
         platform = document["platforms"][name]
-        print(name, platform["num_items"], platform["num_interactions"])
         assert (platform["num_users"], platform["num_test_users"]) == (num_users, num_users)
         assert platform["num_items"] >= num_items
         assert 0.9 * num_rows < platform["num_interactions"] <= num_rows

@@ -169,3 +169,20 @@ def test_a_node_that_names_no_configuration_is_told_how_to_in_its_own_log(
     with pytest.raises(RuntimeError, match="the platform's own log"):
         client.app.app(message, context)
     assert "node-config: 'platform-config' is missing" in caplog.text
+
+
+def test_a_simulations_configuration_is_refused_outside_a_simulation(
+    config: PlatformConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Its noise follows from a seed: a release would protect nobody.
+    InProcessGrid([])
+    message = Message(encode(train_request(config), shared_arrays()), 1, TRAIN)
+    message.metadata.__dict__["_message_id"] = "1"
+    node_config = {"platform-config": str(tmp_path / "platform.toml")}
+    context = Context(
+        run_id=1, node_id=1, node_config=dict(node_config), state=RecordDict(), run_config={}
+    )
+    with pytest.raises(RuntimeError, match="the platform's own log"):
+        client.app.app(message, context)
+    assert "[simulation] makes the noise predictable" in caplog.text
+    assert durable_rows(config, "spend") == 0

@@ -54,7 +54,7 @@ def test_a_mode_without_its_guarantee_needs_a_simulation_section(
 ) -> None:
     epsilon = "inf" if trust == "none" else "3.0"
     text = PLATFORM_TOML.replace("epsilon = 3.0", f'epsilon = {epsilon}\ntrust = "{trust}"')
-    with pytest.raises(ConfigError, match=rf"privacy\.trust = '{trust}' is for simulations only"):
+    with pytest.raises(ConfigError, match="for simulations only"):
         load(tmp_path, text)
     assert load(tmp_path, text + "[simulation]\nseed = 1\n").privacy.trust == trust
 
@@ -66,13 +66,13 @@ def test_a_mode_without_its_guarantee_needs_a_simulation_section(
         ({"epsilon": -1.0}, "epsilon"),
         ({"epsilon": math.nan}, "epsilon"),
         ({"epsilon": 3.0, "trust": "none"}, "epsilon = inf"),
-        ({"epsilon": math.inf}, "epsilon"),  # an endless budget would pay for no noise at all
-        ({"epsilon": math.inf, "trust": "secagg-simulated"}, "epsilon"),
         ({"epsilon": 3.0, "delta": 0.0}, "delta"),
         ({"epsilon": 3.0, "delta": 1.0}, "delta"),
         ({"epsilon": 3.0, "delta": math.nan}, "delta"),
         ({"epsilon": 3.0, "max_clipping_norm": 0.0}, "max_clipping_norm"),
         ({"epsilon": 3.0, "max_clipping_norm": math.nan}, "max_clipping_norm"),
+        ({"epsilon": 3.0, "min_noise_multiplier": math.nan}, "min_noise_multiplier"),
+        ({"epsilon": 3.0, "min_noise_multiplier": -1.0}, "min_noise_multiplier"),
     ],
 )
 def test_a_budget_that_could_not_bind_or_be_kept_is_refused(
@@ -80,6 +80,23 @@ def test_a_budget_that_could_not_bind_or_be_kept_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         PrivacySection(**changes)
+
+
+def test_a_deployment_has_a_budget_that_binds(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon = inf never binds"):
+        load(tmp_path, PLATFORM_TOML.replace("3.0", "inf"))
+
+
+@pytest.mark.parametrize(("delta", "is_allowed"), [("1e-4", True), ("2e-4", False)])
+def test_delta_stays_well_below_one_over_the_users(
+    tmp_path: Path, delta: str, *, is_allowed: bool
+) -> None:
+    text = PLATFORM_TOML.replace("epsilon = 3.0", f"epsilon = 3.0\ndelta = {delta}")
+    if is_allowed:
+        load(tmp_path, text)
+    else:
+        with pytest.raises(ConfigError, match=r"privacy\.delta.*use at most 0\.0001"):
+            load(tmp_path, text)
 
 
 def test_without_privacy_means_without_limit() -> None:

@@ -7,21 +7,23 @@ import pytest
 import torch
 
 from client.adaptation import PersonalModel
-from client.state import PlatformState
+from client.state import STOPPED_FILE, PlatformState
 from client.user_vectors import UserVectors
-from common.errors import StateError
+from common.errors import RequestRefused, StateError
 from common.models.ncf import NcfConfig
 from common.privacy.ledger import Budget, Spend
 from common.privacy.mechanisms import SampledGaussian
 from common.storage import pack_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from client.state import ServedName
     from common.models.partition import Arrays
 
-USERS = "a" * 64
+DIGEST = "a" * 64
+USERS = ("ada", "ben", "cem", "dan", "eva")
 
 
 @pytest.fixture
@@ -61,8 +63,17 @@ def files(state_folder: Path, kind: str) -> int:
     return len(list((state_folder / kind).glob("*")))
 
 
-def same(found: UserVectors | None, seed: int) -> bool:
-    return found is not None and torch.equal(found.values, vectors(seed).values)
+FRESH = 99
+"""Seed of the vectors that are given where nothing is stored."""
+
+
+def loaded(state: PlatformState, run_id: str, users: Sequence[str] = USERS) -> UserVectors:
+    fresh = UserVectors.initial(len(users), 2, torch.Generator().manual_seed(FRESH))
+    return state.load_vectors(run_id, users, fresh)
+
+
+def same(found: UserVectors, seed: int) -> bool:
+    return torch.equal(found.values, vectors(seed).values)
 
 
 def test_a_release_comes_back_bit_for_bit_after_a_restart(tmp_path: Path) -> None:
@@ -113,19 +124,27 @@ def test_only_the_latest_releases_and_vectors_are_kept(
 
 
 def test_vectors_are_those_of_the_last_recorded_release_of_the_run(state: PlatformState) -> None:
-    assert state.load_vectors("spring", USERS) is None
+    assert same(loaded(state, "spring"), FRESH)
     store(state, "spring/1/north", seed=1)
     store(state, "spring/2/north", seed=2)
     store(state, "autumn/1/north", seed=3)
     reserve(state, "spring/3/north")
-    assert same(state.load_vectors("spring", USERS), 2)
-    assert same(state.load_vectors("autumn", USERS), 3)
-    assert state.load_vectors("sprin", USERS) is None
+    assert same(loaded(state, "spring"), 2)
+    assert same(loaded(state, "autumn"), 3)
+    assert same(loaded(state, "sprin"), FRESH)
 
 
-def test_vectors_of_other_users_are_not_used(state: PlatformState) -> None:
-    store(state, "spring/1/north")
-    assert state.load_vectors("spring", "b" * 64) is None
+def test_who_joins_or_leaves_changes_nothing_for_the_others(state: PlatformState) -> None:
+    store(state, "spring/1/north", seed=1)
+    found = loaded(state, "spring", ("abe", "ada", "cem", "eva", "zoe"))
+    kept, fresh = vectors(1).values, vectors(FRESH).values
+    assert torch.equal(found.values, torch.stack([fresh[0], *kept[[0, 2, 4]], fresh[4]]))
+
+
+def test_vectors_for_a_model_of_another_size_are_not_used(state: PlatformState) -> None:
+    store(state, "spring/1/north", seed=1)
+    fresh = UserVectors.initial(5, 3, torch.Generator().manual_seed(FRESH))
+    assert state.load_vectors("spring", USERS, fresh) is fresh
 
 
 def test_vectors_come_back_whole(state: PlatformState) -> None:
@@ -135,8 +154,7 @@ def test_vectors_come_back_whole(state: PlatformState) -> None:
     moved.second_moment.add_(2.0)
     moved.num_steps.add_(3.0)
     state.store_release("spring/1/north", arrays(0), moved, USERS)
-    back = state.load_vectors("spring", USERS)
-    assert back is not None
+    back = loaded(state, "spring")
     for name in UserVectors.__slots__:
         assert torch.equal(getattr(back, name), getattr(moved, name))
 
@@ -148,7 +166,39 @@ def test_damaged_vectors_are_an_error_and_not_a_fresh_start(
     (path,) = (tmp_path / "state/private").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StateError, match="damaged"):
-        state.load_vectors("spring", USERS)
+        loaded(state, "spring")
+
+
+def test_a_stopped_platform_stays_stopped_until_its_operator_has_looked(
+    state: PlatformState, tmp_path: Path
+) -> None:
+    state.check_running()
+    state.stop(ValueError("what went wrong"))
+    note = tmp_path / "state" / STOPPED_FILE
+    assert "what went wrong" in note.read_text(encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(RequestRefused, match=STOPPED_FILE) as refused:
+            state.check_running()
+        assert "what went wrong" not in str(refused.value)
+    note.unlink()
+    state.check_running()
+
+
+def test_two_processes_do_not_work_for_one_platform(state: PlatformState, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="another process"):
+        PlatformState(tmp_path / "state", keep_releases=3)
+    state.close()
+    PlatformState(tmp_path / "state", keep_releases=3).close()
+
+
+def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    state = PlatformState(tmp_path, keep_releases=3)
+    store(state, "spring/1/north")
+    state.close()
+    for path in tmp_path.glob("ledger.sqlite*"):
+        path.unlink()
+    with pytest.raises(StateError, match="forgotten budget"):
+        PlatformState(tmp_path, keep_releases=3)
 
 
 def test_a_release_that_was_not_reserved_cannot_be_recorded(state: PlatformState) -> None:
@@ -169,20 +219,37 @@ def model() -> PersonalModel:
         items={"items.weight": np.ones((3, 2), np.float32), "items.bias": np.zeros(3, np.float32)},
         user_vectors=np.arange(20, dtype=np.float32).reshape(5, 4),
         validation_ndcg=0.25,
+        epochs=8,
     )
 
 
 def test_a_model_comes_back_and_only_for_its_users(state: PlatformState) -> None:
     assert state.load_model("alone") is None
-    state.save_model("alone", model(), USERS)
-    back = state.load_model("alone", USERS)
+    state.save_model("alone", model(), DIGEST)
+    back = state.load_model("alone", DIGEST)
     assert back is not None
     assert back.config == model().config
-    assert back.validation_ndcg == 0.25
+    assert (back.validation_ndcg, back.epochs) == (0.25, 8)
     assert pack_arrays(back.items, {}) == pack_arrays(model().items, {})
     np.testing.assert_array_equal(back.user_vectors, model().user_vectors)
     assert state.load_model("alone", "b" * 64) is None
-    assert state.load_model("joined", USERS) is None
+    assert state.load_model("joined", DIGEST) is None
+
+
+@pytest.mark.parametrize("name", ["alone", "joined"])
+def test_which_model_is_served_comes_back(state: PlatformState, name: ServedName) -> None:
+    assert state.served() is None
+    state.save_served(name)
+    assert state.served() == name
+
+
+def test_a_record_of_what_is_served_that_names_nothing_is_an_error(
+    state: PlatformState, tmp_path: Path
+) -> None:
+    state.save_served("joined")
+    (tmp_path / "state/model/served.txt").write_bytes(b"join\xff")
+    with pytest.raises(StateError, match=r"served\.txt"):
+        state.served()
 
 
 def test_a_place_that_cannot_hold_a_state_is_named(tmp_path: Path) -> None:

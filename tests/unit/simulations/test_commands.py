@@ -141,11 +141,14 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "few-candidates": (["--candidates", "1"], "candidates: found 1"),
     "hidden": (["--model", "mlp", "--hidden", "8,x"], "found '8,x', expected widths"),
     "no-hidden": (["--model", "mlp", "--hidden", ""], "needs at least one hidden layer"),
-    "dim": (["--dim", "0"], "must be at least 1"),
+    "dim": (["--dim", "0"], "dim"),
     "full-softmax-of-a-tower": (["--model", "mlp", "--loss", "softmax"], "use 'sampled-softmax'"),
     "rounds": (["--rounds", "0"], "must each be at least 1"),
-    "resume-and-out": (["--resume", "runs/a", "--out", "runs/b"], "leave out --out"),
-    "resume-and-overwrite": (["--resume", "runs/a", "--overwrite"], "leave out --out"),
+    "resume-and-others": (
+        ["--resume", "runs/a", "--out", "runs/b", "--epsilon", "3"],
+        "--resume keeps the run's own options; leave out epsilon, out.",
+    ),
+    "resume-and-overwrite": (["--resume", "runs/a", "--overwrite"], "leave out overwrite"),
     "resume-nothing": (["--resume", "runs/a"], "holds no run to resume"),
     "same-column": (["--data", "shops", "--user-column", "a", "--item-column", "a"], "one name"),
 }

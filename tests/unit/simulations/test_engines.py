@@ -242,7 +242,7 @@ def test_without_ray_the_engine_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"pip install 'crossrec\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"needs Ray: pip install .*\[ray\]"):
         run_on_ray(tmp_path / "federation.toml", [])
 
 

@@ -12,13 +12,19 @@ from common.errors import ConfigError
 from common.models.ncf import NcfConfig
 from simulations.options import SimulationOptions
 
-OTHER_VALUES: dict[str, Any] = {
+ELSEWHERE: dict[str, Any] = {
     "data": Path("/markets"),
+    "catalogue": Path("/catalogue.csv"),
+    "candidates": 100,
+    "engine": "ray",
+}
+"""Where data lie, what runs the apps, how models are measured: nothing of what platforms do."""
+
+OTHER_VALUES: dict[str, Any] = {
     "user_column": "customer",
     "item_column": "sku",
     "rating_column": "stars",
     "time_column": "when",
-    "catalogue": Path("/catalogue.csv"),
     "epsilon": 3.0,
     "delta": 1e-6,
     "trust": "none",
@@ -29,8 +35,6 @@ OTHER_VALUES: dict[str, Any] = {
     "strategy": "fedavg",
     "server_learning_rate": 0.5,
     "epochs": 3,
-    "candidates": 100,
-    "engine": "ray",
     "seed": 5,
     "model": NcfConfig(dim=7),
 }
@@ -67,14 +71,22 @@ def test_contradictions_are_refused_before_anything_is_read(
         SimulationOptions(**changes)
 
 
-def test_every_option_is_part_of_the_runs_name() -> None:
-    # Platforms answer once per run: another run must never pass for this one.
+def test_the_runs_name_follows_from_every_option_that_platforms_act_on() -> None:
+    # Noise follows from the run: another run must have other noise ...
     names = {SimulationOptions().run_id}
     for name, value in OTHER_VALUES.items():
         names.add(replace(SimulationOptions(), **{name: value}).run_id)
     assert len(names) == 1 + len(OTHER_VALUES)
     only_choice = {"privacy_unit"}
-    assert OTHER_VALUES.keys() | only_choice == {field.name for field in fields(SimulationOptions)}
+    known = OTHER_VALUES.keys() | ELSEWHERE.keys() | only_choice
+    assert known == {field.name for field in fields(SimulationOptions)}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_same_run_elsewhere_has_the_same_name(name: str) -> None:
+    # ... and the same run the same noise, wherever its data lie and whatever engine runs it.
+    moved = replace(SimulationOptions(), **{name: ELSEWHERE[name]})
+    assert moved.run_id == SimulationOptions().run_id
 
 
 def test_equal_options_name_the_same_run_without_a_slash() -> None:
@@ -84,7 +96,7 @@ def test_equal_options_name_the_same_run_without_a_slash() -> None:
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    for options in (SimulationOptions(), replace(SimulationOptions(), **OTHER_VALUES)):
+    for options in (SimulationOptions(), replace(SimulationOptions(), **OTHER_VALUES, **ELSEWHERE)):
         path = tmp_path / "simulation.toml"
         path.write_text(dump_config(options), encoding="utf-8")
         assert load_config(path, SimulationOptions) == options

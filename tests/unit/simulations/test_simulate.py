@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pkgutil
 import shlex
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -230,6 +230,11 @@ def test_a_run_that_cannot_go_on_has_a_partial_result_too(
             execute(run)
     partial = read_document(run.folder)
     assert (partial["status"], partial["rounds_completed"]) == ("partial", 0)
+    # A platform answers nobody after a failure, until a person has looked at the cause.
+    with pytest.raises(RunFailed):
+        execute(run)
+    for path in run.folder.glob("platforms/*/state/stopped.txt"):
+        path.unlink()
     assert execute(run) == undisturbed
 
 
@@ -337,7 +342,7 @@ def test_a_run_does_not_move_into_a_folder_that_holds_something_else(
     # --overwrite deletes the folder of a run: it must have been the run's own.
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match=r"home.*not empty"):
+    with pytest.raises(ConfigError, match="home holds something that is no run"):
         SimulationRun.open(options(shops), tmp_path / "home")
     (tmp_path / "empty").mkdir()
     SimulationRun.open(options(shops), tmp_path / "empty")
@@ -412,4 +417,23 @@ def test_candidates_change_the_measure_and_nothing_else(
         )
         for model in few_models:
             assert few_models[model]["hr@10"] == 1.0 >= all_models[model]["hr@10"]
-    assert json.dumps(few["privacy"]) == json.dumps(undisturbed["privacy"])
+    for key in ("privacy", "rounds"):
+        assert few[key] == undisturbed[key]
+
+
+def test_data_that_lie_elsewhere_give_the_same_numbers(
+    shops: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    # Another machine, another path: the noise must not follow from it.
+    shutil.copytree(shops, tmp_path / "moved")
+    moved = run_all(options(tmp_path / "moved"), tmp_path / "run")
+    for key in ("platforms", "rounds", "privacy"):
+        assert moved[key] == undisturbed[key]
+
+
+@pytest.mark.parametrize("changes", [{"epsilon": 200.0, "rounds": 1}, {"clipping_norm": 50.0}])
+def test_platforms_of_a_simulation_agree_to_what_the_run_asks(
+    shops: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    document = run_all(options(shops, **changes), tmp_path / "run")
+    assert document["rounds"][0]["platforms"] == dict.fromkeys(SIZES, "released")

@@ -100,7 +100,7 @@ def test_the_key_of_the_operating_system_is_used(monkeypatch: pytest.MonkeyPatch
         asked.append(size)
         return bytes(size)
 
-    monkeypatch.setattr(randomness.os, "urandom", urandom)
+    monkeypatch.setattr("os.urandom", urandom)
     first, second = SystemRandom().uniform(4), SystemRandom().uniform(4)
     assert asked == [32, 16, 32, 16]
     assert np.array_equal(first, second), "nothing but the operating system's bytes goes in"
