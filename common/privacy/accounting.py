@@ -36,6 +36,8 @@ _INTEGER_ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512)
 _FRACTIONAL_ORDERS = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.25, 2.5, 2.75, 3.5, 4.5)
 _ORDERS = (*_FRACTIONAL_ORDERS, *_INTEGER_ORDERS)
 _MAX_NOISE_FOR_FRACTIONS = 100.0
+# Below, one sampled step costs an epsilon near 500,000, and Opacus' series may never end.
+_MIN_SAMPLED_NOISE = 1e-3
 
 # Where Opacus' PRV is trusted: its float64 grid overflows for losses beyond 700, and rounding costs
 # about (steps x 2^-52) of delta. Time and memory grow with the grid, so a coarser one is tried
@@ -55,7 +57,7 @@ def epsilon_spent(
     | edge case | result |
     |---|---|
     | nothing ran | 0 |
-    | a mechanism without noise, or with too little for float64 | infinity |
+    | a mechanism without noise, or with far too little to matter | infinity |
     | ``prv`` where its numbers cannot be trusted (see ``_Prv``) | the bound of ``rdp`` |
 
     Raises:
@@ -114,6 +116,8 @@ def _rdp_curve(noise: float, rate: float) -> np.ndarray:
     """Renyi divergences of one step at ``_ORDERS``; infinity where one is not known."""
     orders = _ORDERS if rate == 1.0 or noise <= _MAX_NOISE_FOR_FRACTIONS else _INTEGER_ORDERS
     curve = np.full(len(_ORDERS), math.inf)
+    if rate < 1.0 and noise < _MIN_SAMPLED_NOISE:
+        return curve
     try:
         found = compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders))
     except (ArithmeticError, ValueError):  # the noise underflows when squared

@@ -111,7 +111,7 @@ def test_a_user_without_interactions_has_a_finite_loss_and_gradient(kind: str, l
     value = LOSSES[loss](net, vectors(net), drawn)[5]
     assert torch.isfinite(value)
     if value.requires_grad:
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in net.parameters())
 
 
