@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from scipy.sparse import csr_matrix
 
-    from common.data.schema import Marketplace
+    from common.data.marketplace import Marketplace
     from simulations.options import SimulationOptions
 
 _JOIN_SECONDS = 5.0

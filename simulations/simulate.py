@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from common.data.schema import Marketplace
+    from common.data.marketplace import Marketplace
     from simulations.federation import SimulatedFederation, SimulatedPlatform
 
 OPTIONS_FILE = "simulation.toml"

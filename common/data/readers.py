@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from common.data.catalogue import derive_catalogue, read_catalogue
-from common.data.schema import Columns, Marketplace, PlatformTable, match_columns
+from common.data.marketplace import Marketplace
+from common.data.schema import Columns, PlatformTable, match_columns
 from common.data.tables import RawTable, check_header, first_row, read_raw
 from common.data.values import ratings, timestamps
 from common.errors import DataError

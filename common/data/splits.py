@@ -15,7 +15,8 @@ from common.errors import DataError
 from common.rng import derive_seed
 
 if TYPE_CHECKING:
-    from common.data.schema import Marketplace, PlatformTable
+    from common.data.marketplace import Marketplace
+    from common.data.schema import PlatformTable
 
 _PAIR: Final = ["user_id", "item_id"]
 

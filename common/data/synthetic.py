@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from common.data.catalogue import Catalogue
-from common.data.schema import Marketplace, PlatformTable
+from common.data.marketplace import Marketplace
+from common.data.schema import PlatformTable
 from common.errors import ConfigError
 from common.rng import derived_generator
 

@@ -79,8 +79,9 @@ def mechanism_from_dict(value: Mapping[str, Any]) -> SampledGaussian:
         ConfigError: for an unknown type: an accountant must not guess what ran.
     """
     fields = dict(value)
-    if fields.pop("type", None) != "sampled-gaussian":
-        msg = f"mechanism type: found {value.get('type')!r}, expected 'sampled-gaussian'."
+    kind = fields.pop("type", None)
+    if kind != "sampled-gaussian":
+        msg = f"mechanism type: found {kind!r}, expected 'sampled-gaussian'."
         raise ConfigError(msg)
     try:
         return SampledGaussian(**fields)

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from common.data.catalogue import derive_catalogue
-from common.data.schema import Marketplace, PlatformTable
+from common.data.marketplace import Marketplace
+from common.data.schema import PlatformTable
 from common.data.splits import leave_last_out, split_marketplace
 from common.errors import DataError
 

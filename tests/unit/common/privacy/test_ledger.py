@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STEP = SampledGaussian(noise_multiplier=4.0, sampling_rate=1.0, steps=1)
 BUDGET = Budget(epsilon=3.0, delta=1e-5)
 FITS = 8
-"""Steps that fit into the budget: eight cost 2.99, nine 3.20."""
+"""Steps that fit into the budget: eight cost 2.953, nine 3.157."""
 
 
 def spend(number: int, *, run: str = "spring", mechanism: SampledGaussian = STEP) -> Spend:
@@ -83,7 +83,7 @@ def test_everything_ever_spent_counts_whatever_run_it_was(ledger: Ledger) -> Non
 
 def test_over_budget_is_refused_with_numbers_and_leaves_no_trace(ledger: Ledger) -> None:
     exhaust(ledger)
-    with pytest.raises(BudgetExhausted, match=r"epsilon 3\.2\d* of 3\.000") as caught:
+    with pytest.raises(BudgetExhausted, match=r"epsilon 3\.157 of 3\.000") as caught:
         ledger.reserve(spend(FITS + 1), BUDGET)
     assert caught.value.would_spend == epsilon_spent([STEP] * (FITS + 1), 1e-5)
     assert (caught.value.budget, caught.value.delta, caught.value.unit) == (3.0, 1e-5, "user")
@@ -197,9 +197,11 @@ def test_nothing_in_it_can_be_changed_by_anyone_with_sqlite(
 
 
 def test_every_commit_reaches_the_disk(ledger: Ledger) -> None:
-    assert ledger._query("PRAGMA synchronous") == [(2,)], "FULL"
-    assert ledger._query("PRAGMA foreign_keys") == [(1,)]
-    assert ledger._query("PRAGMA journal_mode") == [("wal",)]
+    settings = {
+        name: ledger._db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("synchronous", "foreign_keys", "journal_mode")
+    }
+    assert settings == {"synchronous": 2, "foreign_keys": 1, "journal_mode": "wal"}
 
 
 def in_processes(number: int, act: Callable[[int], int]) -> list[int | None]:
@@ -235,7 +237,7 @@ def test_a_kill_before_the_commit_leaves_nothing(path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
             return 0.0
 
-        ledger_module.epsilon_spent = price
+        setattr(ledger_module, "epsilon_spent", price)  # noqa: B010 - mypy knows its type
         Ledger(path).reserve(spend(1), BUDGET)
         return 0
 
@@ -250,7 +252,7 @@ def test_another_connection_sees_a_reservation_at_once(ledger: Ledger, path: Pat
     assert read(path) == [spend(1)]
 
 
-def test_exactly_one_of_two_processes_gets_the_last_of_the_budget(path: Path) -> None:
+def test_exactly_one_process_gets_the_last_of_the_budget(path: Path) -> None:
     with closing(Ledger(path)) as ledger:
         for number in range(1, FITS):
             ledger.reserve(spend(number), BUDGET)
@@ -340,7 +342,7 @@ def test_a_ledger_that_cannot_be_written_grants_nothing(
         connection: sqlite3.Connection = connect(address.replace("mode=rw", "mode=ro"), **options)  # type: ignore[call-overload]
         return connection
 
-    monkeypatch.setattr(ledger_module.sqlite3, "connect", read_only)
+    monkeypatch.setattr(sqlite3, "connect", read_only)
     with closing(Ledger(path)) as ledger, pytest.raises(StateError, match="permissions"):
         ledger.reserve(spend(1), BUDGET)
 
