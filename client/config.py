@@ -74,6 +74,12 @@ class PrivacySection:
     def __post_init__(self) -> None:
         """Refuse no noise with a finite budget, and budgets that could never be kept."""
         budget = self.budget()
+        if not (math.isfinite(self.max_clipping_norm) and self.max_clipping_norm > 0):
+            msg = f"max_clipping_norm: found {self.max_clipping_norm}, expected a positive number."
+            raise ConfigError(msg)
+        if not (math.isfinite(self.min_noise_multiplier) and self.min_noise_multiplier >= 0):
+            msg = f"min_noise_multiplier: found {self.min_noise_multiplier}, expected at least 0."
+            raise ConfigError(msg)
         if self.trust == "none" and budget.epsilon != float("inf"):
             msg = "trust 'none' adds no noise: it needs epsilon = inf, and belongs in simulations."
             raise ConfigError(msg)
@@ -92,6 +98,12 @@ class StateSection:
     keep_releases: int = 3
     """Latest releases kept for exact replay; an older request is answered with a refusal."""
 
+    def __post_init__(self) -> None:
+        """Refuse to forget the release that a repeated request asks for."""
+        if self.keep_releases < 1:
+            msg = f"keep_releases: found {self.keep_releases}, expected at least 1."
+            raise ConfigError(msg)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptationSection:
@@ -101,6 +113,15 @@ class AdaptationSection:
     """Upper bound on passes over the data; the validation users stop earlier."""
     validation_users: int = 500
     """Users who give up one interaction to choose the number of passes."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail only after training."""
+        if self.max_epochs < 1:
+            msg = f"max_epochs: found {self.max_epochs}, expected at least 1."
+            raise ConfigError(msg)
+        if self.validation_users < 0:
+            msg = f"validation_users: found {self.validation_users}, expected at least 0."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

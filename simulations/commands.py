@@ -261,12 +261,10 @@ def simulate(
             ),
         )
         folder = out or _free_folder(options)
-        if overwrite:
-            SimulationRun.discard(folder)
-        run = SimulationRun.open(options, folder)
+        run = SimulationRun.open(options, folder, overwrite=overwrite)
     result = run.finished()
     if result is None:
-        console.print(_introduction(run.options), highlight=False)
+        console.print(_introduction(run.options), highlight=False, soft_wrap=True)
         result = run.execute(console)
     else:
         console.print(f"{run.folder} holds this run already; here is what it found.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -75,6 +75,12 @@ class SimulationOptions:
                 "For a run without privacy use trust 'none'."
             )
             raise ConfigError(msg)
+        if not 0 < self.delta < 1:
+            msg = f"delta: found {self.delta}, expected a number in (0, 1)."
+            raise ConfigError(msg)
+        if not 0 < self.sampling_rate <= 1:
+            msg = f"sampling_rate: found {self.sampling_rate}, expected a number in (0, 1]."
+            raise ConfigError(msg)
         if self.trust not in get_args(TrustMode):
             expected = ", ".join(get_args(TrustMode))
             msg = f"trust: found {self.trust!r}, expected one of {expected}."
@@ -92,5 +98,9 @@ class SimulationOptions:
 
     @property
     def run_id(self) -> str:
-        """Names the run by what it does; equal for equal options."""
-        return hashlib.sha256(dump_config(self).encode()).hexdigest()[:12]
+        """Names the run by what its platforms act on; the noise follows from it.
+
+        Where the data lie, what runs the apps and how it is measured afterwards is not part of it.
+        """
+        acted_on = replace(self, data=None, catalogue=None, candidates=None, engine="in-process")
+        return hashlib.sha256(dump_config(acted_on).encode()).hexdigest()[:12]

@@ -67,25 +67,36 @@ class SimulationRun:
     """What it does."""
     folder: Path
     """Where everything of it is written."""
+    overwrite: bool = False
+    """Replace the run in ``folder``, once the new one is known to be able to start."""
 
     @classmethod
-    def open(cls, options: SimulationOptions, folder: Path) -> SimulationRun:
+    def open(
+        cls, options: SimulationOptions, folder: Path, *, overwrite: bool = False
+    ) -> SimulationRun:
         """Start a run in ``folder``, or find there the same run, finished or not.
 
         Raises:
-            ConfigError: if the folder holds a run with other options.
+            ConfigError: if the folder holds a run with other options and is not to be
+                overwritten, or something that is no run.
         """
         path = folder / OPTIONS_FILE
-        if folder.exists() and not path.exists() and any(folder.iterdir()):
-            msg = f"{folder} holds something that is no run; choose another --out."
+        if folder.exists() and not path.exists() and (folder.is_file() or any(folder.iterdir())):
+            msg = (
+                f"{folder} holds something that is no run; it is not deleted: choose another --out."
+            )
             raise ConfigError(msg)
-        if path.exists() and path.read_text(encoding="utf-8") != dump_config(options):
+        if (
+            not overwrite
+            and path.exists()
+            and path.read_text(encoding="utf-8") != dump_config(options)
+        ):
             msg = (
                 f"{folder} holds a run with other options ({path}). "
                 "Choose another --out, or replace that run with --overwrite."
             )
             raise ConfigError(msg)
-        return cls(options=options, folder=folder)
+        return cls(options=options, folder=folder, overwrite=overwrite)
 
     @classmethod
     def reopen(cls, folder: Path) -> SimulationRun:
@@ -100,24 +111,10 @@ class SimulationRun:
             raise ConfigError(msg)
         return cls(options=load_config(path, SimulationOptions), folder=folder)
 
-    @staticmethod
-    def discard(folder: Path) -> None:
-        """Delete the run in ``folder``; a folder that holds no run is left alone.
-
-        Raises:
-            ConfigError: if the folder holds something else.
-        """
-        if not folder.exists():
-            return
-        if not (folder / OPTIONS_FILE).exists():
-            msg = f"{folder} holds no run ({OPTIONS_FILE} is missing); it is not deleted."
-            raise ConfigError(msg)
-        shutil.rmtree(folder)
-
     def finished(self) -> RunResult | None:
         """The result, if the run is complete."""
         path = self.folder / RESULT_FILE
-        if not path.exists():
+        if self.overwrite or not path.exists():
             return None
         result = read_result(path)
         return result if result.status == "complete" else None
@@ -139,6 +136,8 @@ class SimulationRun:
             require_ray()
         plan_noise_multiplier(self.options)
         marketplace = load_marketplace(self.options)
+        if self.overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
         write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
         federation = lay_out(marketplace, self.options, self.folder)
         journal = self.folder / "federation-state"

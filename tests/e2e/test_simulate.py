@@ -165,35 +165,42 @@ def test_sampling_local_steps_and_candidates(shops: Path) -> None:
 # --- A real process -----------------------------------------------------------------------------
 
 
-def test_ctrl_c_in_a_real_process_leaves_a_partial_result_that_can_be_resumed(
-    shops: Path, tmp_path: Path
-) -> None:
-    rounds = 100
-    words = ["--data", str(shops), "--rounds", str(rounds), "--epochs", "2", "--dim", "4"]
-    command = [sys.executable, "-c", "from common.cli import main; main()", "simulate"]
+def interrupt_real_process(folder: Path, *words: object) -> dict[str, Any]:
+    """Start ``crossrec simulate`` and press Ctrl-C after the first round; the partial result."""
+    program = [sys.executable, "-c", "from common.cli import main; main()"]
     process = subprocess.Popen(
-        [*command, *words, "--trust", "none", "--out", str(tmp_path / "run")],
+        [*program, "simulate", *map(str, words), "--out", str(folder)],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
     )
-    journal = tmp_path / "run/federation-state/journal.jsonl"
-    deadline = time.monotonic() + 240.0
-    while not (journal.exists() and '"round-closed"' in journal.read_text(encoding="utf-8")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=240.0)
+    try:
+        journal = folder / "federation-state/journal.jsonl"
+        deadline = time.monotonic() + 240.0
+        while not (journal.exists() and '"round-closed"' in journal.read_text(encoding="utf-8")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=240.0)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Interrupted after" in out
-    partial = read_document(tmp_path / "run")
+    assert (folder / "report.html").stat().st_size > 10_000
+    partial = read_document(folder)
     assert partial["status"] == "partial"
-    assert 0 < partial["rounds_completed"] < rounds
-    assert (tmp_path / "run/report.html").stat().st_size > 10_000
+    assert 0 < partial["rounds_completed"] < partial["rounds_planned"]
+    return partial
 
+
+def test_ctrl_c_in_a_real_process_leaves_a_partial_result_that_can_be_resumed(
+    shops: Path, tmp_path: Path
+) -> None:
+    words = ["--data", shops, "--rounds", 100, "--epochs", 2, "--dim", 4, "--trust", "none"]
+    interrupt_real_process(tmp_path / "run", *words)
     resumed = execute(SimulationRun.reopen(tmp_path / "run"))
-    asked = options(shops, rounds=rounds, trust="none")
+    asked = options(shops, rounds=100, trust="none")
     assert resumed == run_all(asked, tmp_path / "undisturbed")
 
 
@@ -217,6 +224,13 @@ def test_ray_agrees_with_the_in_process_engine(shops: Path, tmp_path: Path) -> N
         assert theirs["update_norm"] == pytest.approx(ours["update_norm"], rel=1e-5)
     final = "federation-state/checkpoint.safetensors"
     _assert_close(tmp_path / "here" / final, tmp_path / "ray" / final)
+
+
+@pytest.mark.ray
+def test_ctrl_c_ends_a_process_with_ray_too(shops: Path, tmp_path: Path) -> None:
+    # Flower's server thread would otherwise wait for replies for as long as a round may take.
+    words = ["--rounds", 300, "--epochs", 2, "--dim", 4, "--trust", "none", "--engine", "ray"]
+    interrupt_real_process(tmp_path / "run", "--data", shops, *words)
 
 
 def _assert_close(one: Path, other: Path) -> None:

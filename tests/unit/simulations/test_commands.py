@@ -54,7 +54,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[Simulati
     """The options and the folder that the command line would run with."""
     seen: list[tuple[SimulationOptions, Path]] = []
 
-    def open_run(options: SimulationOptions, folder: Path) -> NoReturn:
+    def open_run(options: SimulationOptions, folder: Path, **_: object) -> NoReturn:
         seen.append((options, folder))
         raise KeyboardInterrupt
 

@@ -33,7 +33,8 @@ def measured(tmp_path: Path) -> tuple[SimulatedPlatform, PlatformConfig]:
         table = purchases(name, 12)
         table.to_csv(tmp_path / name / "train.csv", index=False)
         bought = table[table["user_id"] == f"{name}-u00"]["item_id"].tolist()
-        other = next(item for item in table["item_id"].unique() if item not in bought)
+        sold = table["item_id"].value_counts()
+        other = next(item for item in sold.index if item not in bought)
         held_out = pd.DataFrame(
             {"user_id": [f"{name}-u00", f"{name}-new"], "item_id": [other, other]}
         )
@@ -48,15 +49,17 @@ def measure(measured: tuple[SimulatedPlatform, PlatformConfig]) -> Any:  # noqa:
     return measure_platform(platform, config, candidates=None, seed=0)
 
 
-def save(config: PlatformConfig, name: ModelName, *, rank_first: int | None) -> None:
-    """A model that ranks one item first for everyone, or all items alike."""
+def save(
+    config: PlatformConfig, name: ModelName, *, rank_first: int | None, bias: float = 9.0
+) -> None:
+    """A model that ranks one item first for everyone (last with a negative bias), or all alike."""
     data = load_platform_data(config)
-    bias = np.zeros(data.users.num_items, np.float32)
+    biases = np.zeros(data.users.num_items, np.float32)
     if rank_first is not None:
-        bias[rank_first] = 9.0
+        biases[rank_first] = bias
     model = PersonalModel(
         config=NcfConfig(dim=2),
-        items={"items.weight": np.zeros((len(bias), 2), np.float32), "items.bias": bias},
+        items={"items.weight": np.zeros((len(biases), 2), np.float32), "items.bias": biases},
         user_vectors=np.zeros((data.users.num_users, 2), np.float32),
         validation_ndcg=0.0,
     )
@@ -85,31 +88,27 @@ def test_a_model_for_other_users_is_not_measured(
     assert set(measure((platform, config)).models) == {"popularity"}
 
 
-def test_the_held_out_item_is_found_and_a_new_user_is_served_by_popularity(
-    measured: tuple[SimulatedPlatform, PlatformConfig],
+@pytest.mark.parametrize("bias", [9.0, -9.0])
+def test_the_held_out_item_is_where_the_model_puts_it_and_a_new_user_gets_popularity(
+    measured: tuple[SimulatedPlatform, PlatformConfig], bias: float
 ) -> None:
     platform, config = measured
     row = platform.train.user_ids.index("north-u00")
     (target,) = platform.test[row].indices
-    save(config, "alone", rank_first=int(target))
-    found = measure(measured)
-    assert found.models["local"].num_test_users == 2
-    # u00 is a hit at rank 1; the new user is ranked as popularity ranks her.
-    hits = found.models["popularity"].metrics["hr@10"] * 2
-    is_hit_by_popularity = {
-        user: _popularity_rank(platform, user) < 10 for user in ("north-u00", "north-new")
-    }
-    assert hits == sum(is_hit_by_popularity.values())
-    expected = (1 + is_hit_by_popularity["north-new"]) / 2
-    assert found.models["local"].metrics["hr@10"] == expected
+    save(config, "alone", rank_first=int(target), bias=bias)
+    found = measure(measured).models["local"]
+    # The item is the bestseller, so by popularity the new user is a hit; the model is not asked.
+    assert found.num_test_users == 2
+    assert found.metrics["hr@10"] == ((bias > 0) + 1) / 2
+    if bias > 0:
+        assert found.metrics["ndcg@10"] == pytest.approx((1 + _popularity_ndcg(platform)) / 2)
 
 
-def _popularity_rank(platform: SimulatedPlatform, user: str) -> int:
-    row = platform.train.user_ids.index(user)
+def _popularity_ndcg(platform: SimulatedPlatform) -> float:
     counts = np.asarray(platform.train.matrix.sum(axis=0)).ravel()
-    counts[platform.train.matrix[row].indices] = -1
-    (target,) = platform.test[row].indices
-    return int((counts > counts[target]).sum())
+    (target,) = platform.test[platform.train.user_ids.index("north-new")].indices
+    assert (counts == counts[target]).sum() == 1
+    return float(1 / np.log2((counts > counts[target]).sum() + 2))
 
 
 @pytest.mark.parametrize("candidates", [None, 5])

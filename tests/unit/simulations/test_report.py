@@ -126,7 +126,7 @@ def test_data_reproduction_and_verdicts_are_stated(report: Document) -> None:
         "3 duplicate rows were kept once.",
         "crossrec simulate --epsilon 8 --seed 7",
         "2.13.0",
-        "Joining is better than going alone on 2 of 2 platforms.",
+        "Joining, 2 platforms: 2 better than going alone.",
         "one run is one draw",
     ):
         assert fact in report.text
@@ -148,7 +148,7 @@ def test_a_partial_result_says_so_on_top_with_the_way_on() -> None:
     ).text
     assert "Partial result: 1 of 2 rounds" in text
     assert "crossrec go-on" in text
-    assert text.index("Partial result") < text.index("Joining is")
+    assert text.index("Partial result") < text.index("Joining, ")
 
 
 def test_a_run_stopped_before_anything_was_measured_renders() -> None:

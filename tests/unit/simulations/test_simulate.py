@@ -321,19 +321,18 @@ def _stop(*_: object) -> NoReturn:
     raise InterruptedError
 
 
-def test_only_a_folder_that_holds_a_run_is_deleted(shops: Path, tmp_path: Path) -> None:
-    SimulationRun.discard(tmp_path / "nowhere")
+def test_only_a_folder_that_holds_a_run_is_overwritten(shops: Path, tmp_path: Path) -> None:
     (tmp_path / "holidays").mkdir()
     (tmp_path / "holidays" / "photo.jpg").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="holds no run"):
-        SimulationRun.discard(tmp_path / "holidays")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="holds no run"):
-        SimulationRun.discard(tmp_path / "file")
+    for name in ("holidays", "file"):
+        with pytest.raises(ConfigError, match="is not deleted"):
+            SimulationRun.open(options(shops), tmp_path / name, overwrite=True)
     assert (tmp_path / "holidays" / "photo.jpg").exists()
     run_all(options(shops), tmp_path / "run")
-    SimulationRun.discard(tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    (tmp_path / "run" / "left-over").write_text("x")
+    SimulationRun.open(options(shops), tmp_path / "run", overwrite=True).execute()
+    assert not (tmp_path / "run" / "left-over").exists()
 
 
 def test_a_run_does_not_move_into_a_folder_that_holds_something_else(
@@ -379,7 +378,7 @@ def _asked_by(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
     seen: list[SimulationOptions] = []
 
-    def open_run(asked: SimulationOptions, _folder: Path) -> NoReturn:
+    def open_run(asked: SimulationOptions, _folder: Path, **_: object) -> NoReturn:
         seen.append(asked)
         raise ConfigError("enough")
 

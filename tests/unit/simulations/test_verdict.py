@@ -34,10 +34,18 @@ def test_a_claim_needs_two_standard_errors(
 
 
 def test_a_platform_that_stays_alone_says_what_joining_would_have_brought() -> None:
-    models = {"local": model(0.30), "joined": model(0.28), "federated": model(0.30)}
-    verdict = platform_verdict("x", replace(platform(), models=models, gate="alone"))
+    gain = {"ndcg@10": Gain(mean=-0.02, stderr=0.003)}
+    verdict = platform_verdict("x", replace(platform(), joined_gain=gain, gate="alone"))
     assert verdict.outcome is Outcome.STAYED_ALONE
     assert "-0.0200" in verdict.text
+
+
+def test_an_unfinished_local_model_is_no_ground_for_better() -> None:
+    better = platform(0.25, 0.28)
+    assert platform_verdict("x", better).outcome is Outcome.BETTER
+    verdict = platform_verdict("x", replace(better, unfinished=("local",)))
+    assert verdict.outcome is Outcome.UNCLEAR
+    assert "--epochs" in verdict.text
 
 
 def test_verdict_of_swapped_models_is_the_opposite() -> None:
@@ -77,7 +85,7 @@ def test_the_headline_counts_every_platform_once() -> None:
         }
     )
     assert headline(result) == (
-        "Joining is better than going alone on 2, worse on 1, not clearly different on 1, "
-        "not measured on 1 of 5 platforms."
+        "Joining, 5 platforms: 2 better than going alone, 1 worse than going alone, "
+        "1 no clear difference, 1 not measured."
     )
     assert headline(run_result(platforms={})) == "No platform was measured."

@@ -140,3 +140,64 @@ def test_negatives_are_uniform_and_never_her_own() -> None:
     counts = np.bincount(drawn.items[:, width:].numpy().ravel(), minlength=NUM_ITEMS)
     # 60,000 draws over 40 items: 1,500 +- 38 each; 6 standard deviations, false alarms 1e-7.
     assert (np.abs(counts - 1500) < 6 * 38.3).all()
+
+
+def test_sampled_softmax_of_a_single_purchase_reaches_the_full_one() -> None:
+    """With one positive the limit is known: the negatives stand for N items instead of N - 1."""
+    config = NcfConfig(loss="sampled-softmax", dim=6)
+    net = initialise(config, NUM_ITEMS, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net.items.bias.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(2))
+    single = csr_matrix(np.eye(NUM_USERS, NUM_ITEMS, dtype=np.float32))
+    users, everyone = vectors(net), np.arange(NUM_USERS)
+    exact = LOSSES["softmax"](net, users, make_batch(single, everyone, 0, np.random.default_rng(0)))
+    gaps = []
+    for num_negatives in (5, 50, 20_000):
+        rng = np.random.default_rng(1)
+        drawn = [make_batch(single, everyone, num_negatives, rng) for _ in range(20)]
+        estimate = torch.stack([LOSSES["sampled-softmax"](net, users, d) for d in drawn]).mean(0)
+        gaps.append((estimate - exact).abs().max().item())
+    # The stated bias, and 4.5 standard errors of 400,000 draws.
+    assert gaps[2] < np.log(NUM_ITEMS / (NUM_ITEMS - 1)) + 0.015
+    assert gaps == sorted(gaps, reverse=True)
+
+
+@pytest.mark.parametrize(("kind", "loss"), KINDS)
+def test_no_other_users_row_moves_her_gradient(kind: str, loss: str) -> None:
+    net, drawn = model(kind, loss), batch(0 if loss == "softmax" else 30)
+    users = vectors(net).requires_grad_()
+    losses = LOSSES[loss](net, users, drawn)
+    for row in (0, 5, 11):
+        (gradient,) = torch.autograd.grad(losses[row], users, retain_graph=True)
+        others = torch.arange(NUM_USERS) != row
+        assert not gradient[others].any()
+        assert bool(gradient[row].any()) == (row != 5 or loss == "bce")
+
+
+@pytest.mark.parametrize(("kind", "loss"), KINDS)
+def test_entries_that_are_neither_positive_nor_negative_have_no_gradient(
+    kind: str, loss: str
+) -> None:
+    net, drawn = model(kind, loss), batch(0 if loss == "softmax" else 30)
+    unmarked = ~(drawn.is_positive | drawn.is_negative)
+    assert unmarked.any()
+    elsewhere = replace(drawn, items=drawn.items.masked_fill(unmarked, NUM_ITEMS - 1))
+    found = [
+        torch.autograd.grad(LOSSES[loss](net, vectors(net), d).sum(), list(net.parameters()))
+        for d in (drawn, elsewhere)
+    ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("kind", "loss"), KINDS)
+def test_a_user_who_owns_everything_has_a_finite_loss_and_gradient(kind: str, loss: str) -> None:
+    """Every one of her negatives is her own, so there is none."""
+    net = model(kind, loss)
+    owner = csr_matrix(np.ones((1, NUM_ITEMS), dtype=np.float32))
+    num_negatives = 0 if loss == "softmax" else 30
+    drawn = make_batch(owner, np.array([0]), num_negatives, np.random.default_rng(0))
+    value = LOSSES[loss](net, vectors(net)[:1], drawn).sum()
+    assert torch.isfinite(value)
+    gradients = torch.autograd.grad(value, list(net.parameters()), materialize_grads=True)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)

@@ -72,3 +72,34 @@ def test_rows_outside_the_listing_are_zero() -> None:
             assert not np.delete(array, listing, axis=0).any()
         else:
             assert np.array_equal(array, full[name])
+
+
+def test_arrays_come_out_in_canonical_order_whatever_order_they_came_in() -> None:
+    backwards = dict(reversed(good().items()))
+    assert list(check_shared(backwards, config("gmf"), 9)) == list(GMF)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.complex64, object])
+def test_float32_is_the_only_type(dtype: type) -> None:
+    with pytest.raises(InvalidRelease, match="float32"):
+        check_shared(good() | {"items.bias": np.ones(9, dtype)}, config("gmf"), 9)
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.parametrize("name", ["user_vectors", "values", "num_examples", "items.weights", ""])
+def test_no_kind_of_model_shares_anything_of_a_user(kind: str, name: str) -> None:
+    shared = {key: np.zeros(shape, np.float32) for key, shape in ALLOWED[kind].items()}
+    with pytest.raises(InvalidRelease, match="not allowed"):
+        check_shared(shared | {name: np.zeros(1, np.float32)}, config(kind), 9)
+
+
+@pytest.mark.parametrize("listing", [[], [3], [0, 8], [1, 4, 8], list(range(9))])
+def test_taking_undoes_putting_and_shares_no_memory(listing: list[int]) -> None:
+    rows = np.array(listing, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    full = {name: rng.random(shape).astype(np.float32) for name, shape in ALLOWED["neumf"].items()}
+    local = take_rows(full, rows)
+    assert not any(np.shares_memory(local[name], full[name]) for name in full)
+    back = take_rows(put_rows(local, rows, 9), rows)
+    assert back.keys() == local.keys()
+    assert all(np.array_equal(back[name], local[name]) for name in local)
