@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,14 +89,9 @@ def test_two_writers_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(os, "replace", wait_for_the_other)
     contents = [b"a" * 100_000, b"b" * 200_000]
-    writers = [
-        threading.Thread(target=write_durably, args=(tmp_path / "file", content))
-        for content in contents
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(10)
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write_durably, tmp_path / "file", c) for c in contents]
+    assert [writer.exception() for writer in writers] == [None, None]
     assert (tmp_path / "file").read_bytes() in contents
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 

@@ -146,6 +146,15 @@ def test_opacus_alone_would_report_less_than_the_truth(
     assert epsilon_spent([gaussian(noise, rate, steps)], delta) >= exact
 
 
+@pytest.mark.parametrize(
+    ("noise", "steps", "delta"), [(5.0, 100, 1e-13), (30.0, 1000, 1e-13), (50.0, 10**4, 1e-11)]
+)
+def test_rounding_never_reaches_delta_with_sampling(noise: float, steps: int, delta: float) -> None:
+    """Almost everybody is sampled, so the truth is known; PRV's grid rounds as with any rate."""
+    found = epsilon_spent([gaussian(noise, 1 - 1e-12, steps)], delta)
+    assert found >= exact_without_sampling(math.sqrt(steps) / noise, delta) - 1e-6
+
+
 GRID = [
     (1.0, 4.0, 30),
     (1.0, 0.9, 1),
