@@ -281,6 +281,7 @@ def test_processes_that_create_it_at_once_share_one_ledger(path: Path) -> None:
 def test_a_process_that_comes_late_does_not_replace_the_ledger(ledger: Ledger, path: Path) -> None:
     """It found no file, and another process was quicker to create one and to spend."""
     ledger.reserve(spend(1), BUDGET)
+    ledger.close()
     ledger_module._create(path)
     assert read(path) == [spend(1)]
 
