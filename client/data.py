@@ -30,8 +30,6 @@ _SPLIT_SEED = 0
 class PlatformData:
     """One platform's users and items, ready to train."""
 
-    catalogue_digest: str
-    """SHA-256 of the shared catalogue."""
     num_catalogue_items: int
     """Items in the shared catalogue."""
     users_digest: str
@@ -85,7 +83,6 @@ def _load(config: PlatformConfig, _stamps: tuple[tuple[int, int], ...]) -> Platf
     fit, validation = leave_last_out(table, seed=_SPLIT_SEED, share=share, min_kept=2)
     users = UserItems.from_table(fit, catalogue, name)
     return PlatformData(
-        catalogue_digest=catalogue.digest,
         num_catalogue_items=catalogue.num_items,
         users_digest=hashlib.sha256("\n".join(users.user_ids).encode()).hexdigest(),
         users=users,

@@ -77,7 +77,11 @@ class PlatformState:
         except OSError as error:
             msg = f"{folder}: cannot be used ({error.strerror})."
             raise StateError(msg) from error
-        self.ledger = Ledger(ledger)
+        try:
+            self.ledger = Ledger(ledger)
+        except StateError:
+            self._lock.close()
+            raise
 
     def close(self) -> None:
         """Close the ledger and let the next process in."""

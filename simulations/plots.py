@@ -163,15 +163,8 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
         markersize=7,
     )
     refused = [p for p in points if result.platforms[p[3]].gate == "alone"]
-    axes.plot(
-        [p[0] for p in refused],
-        [p[1] for p in refused],
-        "o",
-        markersize=4,
-        color="white",
-        label="not served: the platform keeps its own model",
-    )
     if refused:
+        axes.plot(*zip(*(p[:2] for p in refused), strict=True), "o", markersize=4, color="white")
         axes.text(
             0.98,
             0.02,
