@@ -15,7 +15,7 @@ import torch
 
 from client.trainer import blocks_of_users, user_batch
 from common.evaluation.metrics import evaluate, paired_difference
-from common.models.losses import LOSSES
+from common.models.losses import user_losses
 from common.models.ncf import SharedNcf, initialise
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def fit_personal_model(
         start = torch.from_numpy(user_vectors.copy())
     vectors = torch.nn.Parameter(start)
     optimiser = torch.optim.Adam([*model.parameters(), vectors], lr=LEARNING_RATE)
-    loss = LOSSES[config.loss]
     active = np.flatnonzero(np.diff(interactions.indptr))
     batch_users = min(BATCH_USERS, max(64, num_users // 8))
     best, waited = _snapshot(model, vectors, interactions, validation), 0
@@ -113,7 +112,7 @@ def fit_personal_model(
                 batch = user_batch(config, interactions, block, rng)
                 kept = _dropout(rows, generator)
                 penalty = WEIGHT_DECAY * rows.square().sum()
-                part = (loss(model, kept, batch).sum() + penalty) / len(users)
+                part = (user_losses(model, kept, batch).sum() + penalty) / len(users)
                 part.backward()
             pull = sum((p - anchors[name]).square().sum() for name, p in model.named_parameters())
             (WEIGHT_DECAY / num_users * pull).backward()

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from client.devices import DeviceName
 from common.errors import ConfigError
+from common.privacy.engines import ClippingEngine
 from common.privacy.ledger import Budget
 from common.privacy.mechanisms import PrivacyUnit, TrustMode
 
@@ -106,6 +108,16 @@ class StateSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSection:
+    """``[training]``: how a release is computed, which changes nothing in what it contains."""
+
+    engine: ClippingEngine = "fast"
+    """What sums clipped gradients: ``fast``, or Opacus' slower ways to the same sum."""
+    device: DeviceName = "cpu"
+    """Where: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptationSection:
     """``[adaptation]``: local, private fitting. Nothing of it is ever released."""
 
@@ -141,6 +153,7 @@ class PlatformConfig:
     catalogue: CatalogueSection
     privacy: PrivacySection
     state: StateSection = field(default_factory=StateSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
     adaptation: AdaptationSection = field(default_factory=AdaptationSection)
     simulation: SimulationSection | None = None
 

@@ -16,6 +16,7 @@ import torch
 
 from client.adaptation import fit_personal_model, fit_user_vectors, joining_pays
 from client.data import load_catalogue, load_platform_data
+from client.devices import resolve_device
 from client.state import PlatformState
 from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
@@ -132,6 +133,8 @@ class Platform:
             data.users.matrix,
             _plan(request),
             source,
+            engine=self._config.training.engine,
+            device=resolve_device(self._config.training.device),
         )
         release = put_rows(update, data.users.listing, data.num_catalogue_items)
         release = check_shared(release, request.model, data.num_catalogue_items)

@@ -16,22 +16,26 @@ import torch
 
 from common.data.batches import make_batch
 from common.errors import NonFiniteUpdate
+from common.models.losses import ROWS
 from common.models.ncf import SharedNcf
-from common.privacy.clipping import clipped_gradient_sum
+from common.privacy.clipping import zero_sums
+from common.privacy.engines import clipping_engine
+from common.privacy.noise import add_gaussian_noise_
 from common.privacy.randomness import poisson_sample
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+    from torch import Tensor
 
     from client.user_vectors import UserVectors
     from common.data.batches import UserBatch
     from common.models.ncf import NcfConfig
     from common.models.partition import Arrays
-    from common.privacy.clipping import ClippingMode
+    from common.privacy.engines import ClippingEngine
     from common.privacy.randomness import RandomSource
 
-SCORES_IN_MEMORY = 4_000_000
-"""Scores (users x items) that one block of users may hold; larger samples go in blocks."""
+NUMBERS_IN_BLOCK = 4_000_000
+"""Scores (or gathered numbers) that one block of users may hold; larger samples go in blocks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +66,8 @@ def train_round(
     plan: TrainingPlan,
     source: RandomSource,
     *,
-    mode: ClippingMode = "ghost",
+    engine: ClippingEngine = "fast",
+    device: str = "cpu",
 ) -> tuple[Arrays, UserVectors]:
     """Train one round and return the release and the new private user vectors.
 
@@ -80,7 +85,8 @@ def train_round(
         interactions: [num_users, num_listed], 1 where the user interacted.
         plan: public numbers of the round.
         source: sampling coins and noise.
-        mode: how Opacus computes norms.
+        engine: what computes the clipped sums; all agree up to rounding.
+        device: where they are computed; noise is always drawn and added on the processor.
 
     Returns:
         the update (new minus old shared parameters, float32) and the new vectors.
@@ -90,31 +96,40 @@ def train_round(
     """
     model = SharedNcf(config, interactions.shape[1])
     model.load_state_dict({name: torch.from_numpy(array) for name, array in shared.items()})
-    vectors = vectors.copy()
+    model.to(device)
+    vectors = vectors.copy().to(device)
     negatives = np.random.default_rng(source.seed())
     for _ in range(plan.local_steps):
         sample = poisson_sample(interactions.shape[0], plan.sampling_rate, source)
-        total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        sums = zero_sums(model)
         for users in blocks_of_users(sample, config, interactions.shape[1]):
-            batch = user_batch(config, interactions, users, negatives)
+            batch = user_batch(config, interactions, users, negatives).to(device)
             fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
-            part = clipped_gradient_sum(model, fitted, batch, plan.clipping_norm, mode)
-            for name in total:
-                total[name] += part[name]
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                noise = source.gaussian(tuple(parameter.shape), plan.noise_std)
-                noisy = total[name].double() + torch.from_numpy(noise)
-                step = (plan.learning_rate / plan.denominator * noisy).float()
-                parameter.sub_(step)
+            clipping_engine(engine)(sums, model, fitted, batch, plan.clipping_norm)
+        take_noisy_step_(model, sums, plan, source)
     update = {
-        name: parameter.detach().numpy() - shared[name]
+        name: parameter.detach().cpu().numpy() - shared[name]
         for name, parameter in model.named_parameters()
     }
     if not all(np.isfinite(array).all() for array in update.values()):
         msg = "the update holds NaN or infinity; nothing was released. Lower the learning rate."
         raise NonFiniteUpdate(msg)
-    return update, vectors
+    return update, vectors.to("cpu")
+
+
+def take_noisy_step_(
+    model: SharedNcf, sums: dict[str, Tensor], plan: TrainingPlan, source: RandomSource
+) -> None:
+    """Make the clipped ``sums`` a release of noisy sums, and step along it.
+
+    The only place where noise is added; it is added to every shared parameter, whoever was sampled.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noisy = sums[name].cpu()
+            add_gaussian_noise_(noisy, plan.noise_std, source)
+            step = noisy.float().to(parameter.device)
+            parameter.sub_(step, alpha=plan.learning_rate / plan.denominator)
 
 
 def user_batch(
@@ -126,7 +141,7 @@ def user_batch(
 
 
 def blocks_of_users(sample: np.ndarray, config: NcfConfig, num_items: int) -> list[np.ndarray]:
-    """Cut a sample into blocks whose scores fit in memory; their sums add up to the same."""
+    """Cut a sample into blocks whose numbers fit in memory; their sums add up to the same."""
     width = num_items if config.loss == "softmax" else 4 * config.num_negatives * config.dim // 8
-    size = max(1, SCORES_IN_MEMORY // max(1, width))
+    size = max(ROWS if config.loss == "softmax" else 1, NUMBERS_IN_BLOCK // max(1, width))
     return [sample[start : start + size] for start in range(0, len(sample), size)]

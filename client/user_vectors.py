@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from common.models.losses import LOSSES
+from common.models.losses import softmax_residuals, user_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,10 @@ class UserVectors:
         """A deep copy."""
         return UserVectors(**{name: getattr(self, name).clone() for name in self.__slots__})
 
+    def to(self, device: str) -> UserVectors:
+        """The same vectors on another device; not a copy where they are there already."""
+        return UserVectors(**{name: getattr(self, name).to(device) for name in self.__slots__})
+
     def fit_(self, model: SharedNcf, users: Tensor, batch: UserBatch, num_steps: int) -> Tensor:
         """Take ``num_steps`` Adam steps on the vectors of ``users``, in place; return them.
 
@@ -62,28 +66,16 @@ class UserVectors:
             batch: their interactions, in the same order.
             num_steps: Adam steps.
         """
-        loss = LOSSES[model.config.loss]
         vectors, first = self.values[users], self.first_moment[users]
         second, taken = self.second_moment[users], self.num_steps[users]
-        parameters = list(model.parameters())
-        for parameter in parameters:
-            parameter.requires_grad_(False)  # noqa: FBT003 - torch names it `mode`
-        try:
-            for _ in range(num_steps):
-                vectors = vectors.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(loss(model, vectors, batch).sum(), vectors)
-                with torch.no_grad():
-                    gradient = gradient + WEIGHT_DECAY * vectors
-                    taken = taken + 1
-                    first = BETA_1 * first + (1 - BETA_1) * gradient
-                    second = BETA_2 * second + (1 - BETA_2) * gradient.square()
-                    mean = first / (1 - BETA_1**taken)[:, None]
-                    spread = (second / (1 - BETA_2**taken)[:, None]).sqrt()
-                    vectors = vectors - LEARNING_RATE * mean / (spread + TINY)
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)  # noqa: FBT003
-        vectors = vectors.detach()
+        for _ in range(num_steps):
+            gradient = _gradient_of_vectors(model, vectors, batch) + WEIGHT_DECAY * vectors
+            taken = taken + 1
+            first = BETA_1 * first + (1 - BETA_1) * gradient
+            second = BETA_2 * second + (1 - BETA_2) * gradient.square()
+            mean = first / (1 - BETA_1**taken)[:, None]
+            spread = (second / (1 - BETA_2**taken)[:, None]).sqrt()
+            vectors = vectors - LEARNING_RATE * mean / (spread + TINY)
         # A server can send parameters under which a user's vector overflows: she starts anew, so
         # that nothing downstream fails because of her.
         broken = ~torch.isfinite(vectors + first + second).all(1)
@@ -92,3 +84,22 @@ class UserVectors:
         self.values[users], self.first_moment[users] = vectors, first
         self.second_moment[users], self.num_steps[users] = second, taken
         return vectors
+
+
+def _gradient_of_vectors(model: SharedNcf, vectors: Tensor, batch: UserBatch) -> Tensor:
+    """Gradient of each user's loss in her own vector; the shared parameters stay constant."""
+    if model.config.loss == "softmax":
+        assert model.items.weight is not None
+        weight = model.items.weight.detach()
+        blocks = softmax_residuals(model, vectors, batch)
+        return torch.cat([(block @ weight)[: users.stop - users.start] for users, block in blocks])
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(False)  # noqa: FBT003 - torch names it `mode`
+    try:
+        vectors = vectors.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(user_losses(model, vectors, batch).sum(), vectors)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)  # noqa: FBT003
+    return gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shlex
 import shutil
@@ -317,7 +318,10 @@ def _privacy_statement(
     options: SimulationOptions, config: FederationConfig, num_items: int
 ) -> PrivacyStatement:
     mechanism = config.mechanism.per_round()
-    planned = epsilon_spent([mechanism] * options.rounds, options.delta)
+    planned, bound = (
+        epsilon_spent([mechanism] * options.rounds, options.delta, name) for name in ("prv", "rdp")
+    )
+    looser = f" (by RDP, the looser bound: {bound:.4g})" if math.isfinite(bound) else ""
     sampling = "every user in every step"
     if mechanism.sampling_rate < 1:
         sampling = f"Poisson, each user with probability {mechanism.sampling_rate:g} in each step"
@@ -330,7 +334,7 @@ def _privacy_statement(
             f"{options.rounds} rounds of {options.local_steps} noisy step(s), "
             f"noise multiplier {mechanism.noise_multiplier:.4g}"
         ),
-        accountant=_ACCOUNTANT,
+        accountant=_ACCOUNTANT + looser,
         planned_epsilon=finite_or_none(planned),
         clipping_norm=options.clipping_norm,
         sampling=sampling,

@@ -32,6 +32,22 @@ class UserBatch:
     is_negative: Tensor
     """[B, P + N] bool, True at negatives that are none of the user's own items."""
 
+    def of(self, rows: Tensor | slice) -> UserBatch:
+        """The batch of some of its users: row numbers, a slice, or True where a row is kept."""
+        return UserBatch(
+            items=self.items[rows],
+            is_positive=self.is_positive[rows],
+            is_negative=self.is_negative[rows],
+        )
+
+    def to(self, device: str | torch.device) -> UserBatch:
+        """The batch on another device."""
+        return UserBatch(
+            items=self.items.to(device),
+            is_positive=self.is_positive.to(device),
+            is_negative=self.is_negative.to(device),
+        )
+
 
 def make_batch(
     matrix: csr_matrix, users: np.ndarray, num_negatives: int, rng: np.random.Generator

@@ -1,8 +1,9 @@
 """Per-user training losses: each user's loss depends on her own interactions only.
 
-Every function returns one loss per user, shape [B]. A user's loss is a mean over her own
-interactions, so one heavy user does not outweigh the rest. Negatives are drawn uniformly from
-the platform's public assortment (:mod:`common.data.batches`), never from what others bought.
+A loss is a function of the user's scores and of her row of the batch, and returns one number per
+user, shape [B]. It is a mean over her own interactions, so one heavy user does not outweigh the
+rest. Negatives are drawn uniformly from the platform's public assortment
+(:mod:`common.data.batches`), never from what others bought.
 """
 
 from __future__ import annotations
@@ -10,30 +11,90 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from common.data.batches import UserBatch
     from common.models.ncf import SharedNcf
 
+ROWS = 64
+"""Users whose scores of the whole catalogue are computed at a time; fits a processor's cache."""
+
 BCE_NEGATIVES_PER_POSITIVE = 4.0
 """Weight of the negatives in the classical NCF loss (He et al. 2017, section 4.1)."""
 
 
-def softmax_loss(model: SharedNcf, user_vectors: Tensor, batch: UserBatch) -> Tensor:
+def user_losses(model: SharedNcf, user_vectors: Tensor, batch: UserBatch) -> Tensor:
+    """The model's loss of each user, [B], with a graph to vectors and parameters."""
+    scores = batch_scores(model, user_vectors, batch)
+    return LOSSES[model.config.loss](scores, batch, model.num_items)
+
+
+def batch_scores(model: SharedNcf, user_vectors: Tensor, batch: UserBatch) -> Tensor:
+    """What the loss looks at: all items for the full softmax ([B, num_items]), else the batch's."""
+    if model.config.loss == "softmax":
+        scores: Tensor = model.items(user_vectors)
+    else:
+        scores = model(user_vectors, batch.items)
+    return scores
+
+
+def softmax_loss(scores: Tensor, batch: UserBatch, num_items: int) -> Tensor:
     """Cross-entropy of the user's items under a softmax over the whole catalogue.
 
     The multinomial likelihood of Liang et al. 2018 (arXiv:1802.05814, section 2.1), divided by
     the user's number of items.
     """
+    del num_items  # all of them are scored
     losses: Tensor = _MeanCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        model.items(user_vectors), batch.items, batch.is_positive
+        scores, batch.items, batch.is_positive
     )
     return losses
+
+
+@torch.no_grad()
+def softmax_residuals(
+    model: SharedNcf, user_vectors: Tensor, batch: UserBatch
+) -> Iterator[tuple[slice, Tensor]]:
+    """Gradient of :func:`softmax_loss` in the scores, without a graph, block by block.
+
+    Probabilities minus the user's share of each of her items; 0 for a user without any.
+
+    Every block's matrix product has ``ROWS`` rows, so that it is computed in one and the same way:
+    a user's row has the same bits whoever else is in the batch.
+
+    Yields:
+        which users, and their residuals: [ROWS, num_items], zeros beyond the users. The next
+        block is written over them.
+    """
+    residuals = user_vectors.new_empty(ROWS, model.num_items)
+    for start in range(0, len(user_vectors), ROWS):
+        vectors = user_vectors[start : start + ROWS]
+        users = slice(start, start + len(vectors))
+        part = batch.of(users)
+        model.items(pad(vectors, (0, 0, 0, ROWS - len(vectors))), out=residuals)
+        _residuals_(residuals[: len(vectors)], part.items, _shares(part.is_positive))
+        active = torch.zeros(ROWS, dtype=torch.bool, device=vectors.device)
+        active[: len(vectors)] = part.is_positive.any(1)
+        if not active.all():
+            residuals[~active] = 0.0
+        yield users, residuals
+
+
+def _shares(is_positive: Tensor) -> Tensor:
+    return is_positive / is_positive.sum(1, keepdim=True).clamp(min=1)
+
+
+def _residuals_(scores: Tensor, items: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax minus ``shares`` over the scores, and the log of the softmax' denominator."""
+    top = scores.amax(1, keepdim=True)
+    total = scores.sub_(top).exp_().sum(1, keepdim=True)
+    residuals = scores.div_(total).scatter_add_(1, items, -shares.to(scores.dtype))
+    return residuals, (top + total.log()).squeeze(1)
 
 
 class _MeanCrossEntropy(torch.autograd.Function):
@@ -49,61 +110,50 @@ class _MeanCrossEntropy(torch.autograd.Function):
         items: Tensor,
         is_positive: Tensor,
     ) -> Tensor:
-        weights = is_positive / is_positive.sum(1, keepdim=True).clamp(min=1)
-        at_positives = (scores.gather(1, items) * weights).sum(1)
-        top = scores.amax(1, keepdim=True)
-        probabilities = (scores - top).exp_()
-        total = probabilities.sum(1, keepdim=True)
-        probabilities.div_(total)
-        ctx.save_for_backward(probabilities, items, weights)
-        losses = (top + total.log()).squeeze(1) - at_positives
-        return losses * is_positive.any(1)
+        shares, active = _shares(is_positive), is_positive.any(1)
+        at_positives = (scores.gather(1, items) * shares).sum(1)
+        residuals, log_mass = _residuals_(scores.clone(), items, shares)
+        ctx.save_for_backward(residuals, active)
+        return (log_mass - at_positives) * active
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401
         upstream: Tensor,
     ) -> tuple[Tensor, None, None]:
-        probabilities, items, weights = ctx.saved_tensors
-        upstream = upstream * (weights.sum(1) > 0)
-        gradient = probabilities * upstream[:, None]
-        gradient.scatter_add_(1, items, -weights * upstream[:, None])
-        return gradient, None, None
+        residuals, active = ctx.saved_tensors
+        return residuals * (upstream * active)[:, None], None, None
 
 
-def sampled_softmax_loss(model: SharedNcf, user_vectors: Tensor, batch: UserBatch) -> Tensor:
+def sampled_softmax_loss(scores: Tensor, batch: UserBatch, num_items: int) -> Tensor:
     """Softmax of each positive against the user's uniform negatives.
 
     The negatives' mass is scaled up to the catalogue, so that the loss estimates the full
     softmax (Bengio and Senecal 2008, "Adaptive importance sampling", section III).
     """
-    scores, positive, negative = _score_sampled(model, user_vectors, batch)
-    num_drawn = negative.sum(1, keepdim=True).clamp(min=1)
-    negative_mass = torch.logsumexp(scores.masked_fill(~negative, -torch.inf), 1, keepdim=True)
-    negative_mass = negative_mass + torch.log(model.num_items / num_drawn)
+    num_drawn = batch.is_negative.sum(1, keepdim=True).clamp(min=1)
+    negative_mass = torch.logsumexp(
+        scores.masked_fill(~batch.is_negative, -torch.inf), 1, keepdim=True
+    )
+    negative_mass = negative_mass + torch.log(num_items / num_drawn)
     losses = torch.logaddexp(scores, negative_mass) - scores
-    return _mean_over(losses, positive)
+    return _mean_over(losses, batch.is_positive)
 
 
-def bce_loss(model: SharedNcf, user_vectors: Tensor, batch: UserBatch) -> Tensor:
+def bce_loss(scores: Tensor, batch: UserBatch, num_items: int) -> Tensor:
     """Binary cross-entropy, the classical NCF loss (He et al. 2017, equation 7)."""
-    scores, positive, negative = _score_sampled(model, user_vectors, batch)
-    return _mean_over(softplus(-scores), positive) + BCE_NEGATIVES_PER_POSITIVE * _mean_over(
-        softplus(scores), negative
+    del num_items
+    return _mean_over(softplus(-scores), batch.is_positive) + (
+        BCE_NEGATIVES_PER_POSITIVE * _mean_over(softplus(scores), batch.is_negative)
     )
 
 
-LOSSES: dict[str, Callable[[SharedNcf, Tensor, UserBatch], Tensor]] = {
+LOSSES: dict[str, Callable[[Tensor, UserBatch, int], Tensor]] = {
     "softmax": softmax_loss,
     "sampled-softmax": sampled_softmax_loss,
     "bce": bce_loss,
 }
-
-
-def _score_sampled(
-    model: SharedNcf, user_vectors: Tensor, batch: UserBatch
-) -> tuple[Tensor, Tensor, Tensor]:
-    return model(user_vectors, batch.items), batch.is_positive, batch.is_negative
+"""Each takes scores, the batch and the number of items in the catalogue."""
 
 
 def _mean_over(values: Tensor, mask: Tensor) -> Tensor:

@@ -19,14 +19,25 @@ import client.trainer
 from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
 from common.models.ncf import NcfConfig
-from common.privacy.clipping import clipped_gradient_sum
+from common.privacy.clipping import add_clipped_gradients_, zero_sums
+from common.privacy.noise import add_gaussian_noise_
 from common.privacy.randomness import SeededRandom, SystemRandom, poisson_sample
-from tests.laws import check_gaussian, check_uncorrelated, difference, model_id, norm, random_model
+from tests.laws import (
+    ENGINES,
+    check_gaussian,
+    check_uncorrelated,
+    difference,
+    model_id,
+    norm,
+    random_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from common.models.ncf import SharedNcf
     from common.models.partition import Arrays
+    from common.privacy.engines import ClippingEngine
     from common.privacy.randomness import RandomSource
 
 NUM_USERS, NUM_ITEMS = 12, 150
@@ -63,14 +74,20 @@ def purchases(users: list[int]) -> csr_matrix:
 
 
 def release(
-    config: NcfConfig, plan: TrainingPlan, source: RandomSource, users: list[int]
+    config: NcfConfig,
+    plan: TrainingPlan,
+    source: RandomSource,
+    users: list[int],
+    engine: ClippingEngine = "fast",
 ) -> Arrays:
     """The update of one round; private vectors belong to the user, not to her place."""
     model = random_model(config, 0, num_items=NUM_ITEMS)
     shared = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
     start = UserVectors.initial(NUM_USERS, config.user_dim, torch.Generator().manual_seed(1))
     mine = UserVectors(**{name: getattr(start, name)[users] for name in UserVectors.__slots__})
-    update, _ = client.trainer.train_round(config, shared, mine, purchases(users), plan, source)
+    update, _ = client.trainer.train_round(
+        config, shared, mine, purchases(users), plan, source, engine=engine
+    )
     return update
 
 
@@ -112,27 +129,46 @@ def check_noise_is_fresh(config: NcfConfig, new_source: NewSource) -> None:
     check_uncorrelated(first[1:], second[:-1])
 
 
+def check_chunks_are_independent(config: NcfConfig, new_source: NewSource) -> None:
+    """Noise is drawn in pieces; no piece may be used for two places."""
+    size = 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.privacy.noise.CHUNK", size)
+        noise = noise_of(config, PLAN, new_source, 0)
+    for array in noise.values():
+        flat = array.ravel()
+        if len(flat) > 2 * size:
+            check_uncorrelated(flat[size:], flat[:-size])
+
+
 def check_an_empty_sample_releases_noise(config: NcfConfig, new_source: NewSource) -> None:
+    """On every array, so that nobody learns from a release that nobody took part."""
     plan = replace(PLAN, sampling_rate=1e-12)
     draws = [
         release(config, plan, source_of(new_source, seed), list(range(NUM_USERS)))
         for seed in range(4)
     ]
     check_gaussian(np.concatenate([a.ravel() for draw in draws for a in draw.values()]), STD)
+    for name in draws[0]:
+        # A coordinate is 0, as a point of the grid, with probability below 1e-5.
+        assert np.any([draw[name] != 0 for draw in draws], axis=0).all(), f"{name} stands still"
 
 
-def check_one_user_moves_it_by_her_bounded_part(config: NcfConfig, new_source: NewSource) -> None:
+def check_one_user_moves_it_by_her_bounded_part(
+    config: NcfConfig, new_source: NewSource, engine: ClippingEngine = "fast"
+) -> None:
     """Neighbouring platforms: all users, and all but one; the scale must not know how many."""
     del new_source  # without noise and with everybody there is nothing random under a softmax
     plan = replace(PLAN, noise_std=0.0)
     bound = plan.learning_rate * plan.clipping_norm / plan.denominator
     everyone = list(range(NUM_USERS))
-    whole, largest = release(config, plan, SeededRandom(0), everyone), 0.0
+    whole, largest = release(config, plan, SeededRandom(0), everyone, engine), 0.0
     for user in everyone:
-        without = release(config, plan, SeededRandom(0), [u for u in everyone if u != user])
+        others = [u for u in everyone if u != user]
+        without = release(config, plan, SeededRandom(0), others, engine)
         moved = difference(whole, without)
         assert norm(moved) <= bound * (1 + 1e-3), "a user moves the release by more than allowed"
-        alone = release(config, plan, SeededRandom(0), [user])
+        alone = release(config, plan, SeededRandom(0), [user], engine)
         assert norm(difference(moved, alone)) <= 1e-3 * bound, "her part depends on others"
         largest = max(largest, norm(moved) / bound)
     assert largest > 0.99, "nobody was clipped: the check could not have failed"
@@ -146,6 +182,7 @@ def check_one_user_moves_it_by_her_bounded_part(config: NcfConfig, new_source: N
         check_noise_is_as_accounted,
         check_steps_add_up,
         check_noise_is_fresh,
+        check_chunks_are_independent,
         check_an_empty_sample_releases_noise,
     ],
 )
@@ -155,12 +192,13 @@ def test_noise_keeps_its_law(
     check(config, new_source)
 
 
-def test_one_user_moves_the_release_by_her_bounded_part() -> None:
-    check_one_user_moves_it_by_her_bounded_part(GMF, SeededRandom)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_user_moves_the_release_by_her_bounded_part(engine: ClippingEngine) -> None:
+    check_one_user_moves_it_by_her_bounded_part(GMF, SeededRandom, engine)
 
 
 def test_the_noise_does_not_know_how_many_users_there_are() -> None:
-    """Same seed, other users: the same noise, to the last bit that float32 keeps."""
+    """Same seed, other users: the same noise, to the grid that it is rounded to."""
     noises = []
     for users in ([0], [0, 3, 7, 11]):
         silent = release(GMF, replace(PLAN, noise_std=0.0), SeededRandom(5), users)
@@ -197,48 +235,58 @@ def test_only_sampled_users_take_part_in_a_step(monkeypatch: pytest.MonkeyPatch)
 
 def scaled_noise(factor: float) -> Callable[[pytest.MonkeyPatch, NewSource], None]:
     def plant(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
-        right = new_source.gaussian
-        patch.setattr(
-            new_source, "gaussian", lambda self, shape, std: factor * right(self, shape, std)
-        )
+        del new_source
+
+        def add(total: torch.Tensor, std: float, source: RandomSource) -> None:
+            add_gaussian_noise_(total, factor * std, source)
+
+        patch.setattr(client.trainer, "add_gaussian_noise_", add)
 
     return plant
 
 
-def biases_without_noise(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
+def scaled_draws(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
+    """The standard deviation in units of the grid is forgotten half-way."""
     right = new_source.gaussian
-    patch.setattr(
-        new_source,
-        "gaussian",
-        lambda self, shape, std: right(self, shape, std if len(shape) > 1 else 0.0),
-    )
+
+    def gaussian(self: Any, size: int, std: float, **options: Any) -> torch.Tensor:  # noqa: ANN401
+        return right(self, size, std, **options).mul_(1.5)
+
+    patch.setattr(new_source, "gaussian", gaussian)
 
 
-def last_bias_without_noise(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
-    right = new_source.gaussian
-    patch.setattr(
-        new_source,
-        "gaussian",
-        lambda self, shape, std: right(self, shape, std if shape != (1,) else 0.0),
-    )
+def without_noise_on(is_spared: Callable[[torch.Tensor], bool]) -> Any:  # noqa: ANN401
+    def plant(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
+        del new_source
+
+        def add(total: torch.Tensor, std: float, source: RandomSource) -> None:
+            if not is_spared(total):
+                add_gaussian_noise_(total, std, source)
+
+        patch.setattr(client.trainer, "add_gaussian_noise_", add)
+
+    return plant
+
+
+biases_without_noise = without_noise_on(lambda total: total.ndim == 1)
+last_bias_without_noise = without_noise_on(lambda total: total.shape == (1,))
+zeros_without_noise = without_noise_on(lambda total: not total.any())
 
 
 def noise_reused(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
     right = new_source.gaussian
-    first: dict[tuple[int, ...], np.ndarray] = {}
+    first: dict[int, torch.Tensor] = {}
 
-    def replay(self: Any, shape: tuple[int, ...], std: float) -> np.ndarray:  # noqa: ANN401
-        if std == 0:
-            return np.zeros(shape)
-        if shape not in first:
-            first[shape] = right(self, shape, std)
-        return first[shape]
+    def replay(self: Any, size: int, std: float, **options: Any) -> torch.Tensor:  # noqa: ANN401
+        if size not in first:
+            first[size] = right(self, size, std, **options).clone()
+        return first[size].clone()
 
     patch.setattr(new_source, "gaussian", replay)
 
 
 def no_noise_without_users(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
-    right = new_source.gaussian
+    del new_source
     sizes = []
 
     def sample(num_users: int, rate: float, source: RandomSource) -> np.ndarray:
@@ -246,33 +294,38 @@ def no_noise_without_users(patch: pytest.MonkeyPatch, new_source: NewSource) -> 
         sizes.append(len(found))
         return found
 
+    def add(total: torch.Tensor, std: float, source: RandomSource) -> None:
+        add_gaussian_noise_(total, std if sizes[-1] else 0.0, source)
+
     patch.setattr(client.trainer, "poisson_sample", sample)
-    patch.setattr(
-        new_source,
-        "gaussian",
-        lambda self, shape, std: right(self, shape, std if sizes[-1] else 0.0),
-    )
+    patch.setattr(client.trainer, "add_gaussian_noise_", add)
+
+
+def plant_engine(patch: pytest.MonkeyPatch, engine: Callable[..., None]) -> None:
+    patch.setattr(client.trainer, "clipping_engine", lambda _: engine)
 
 
 def clipping_off(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
     del new_source
 
-    def unclipped(*arguments: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
-        model, vectors, batch, _, mode = arguments
-        return clipped_gradient_sum(model, vectors, batch, 1e9, mode)
+    def unclipped(*arguments: Any) -> None:  # noqa: ANN401
+        sums, model, vectors, batch, _ = arguments
+        add_clipped_gradients_(sums, model, vectors, batch, 1e9)
 
-    patch.setattr(client.trainer, "clipped_gradient_sum", unclipped)
+    plant_engine(patch, unclipped)
 
 
 def divided_by_the_sample(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
     """As Opacus' own optimiser does with ``expected_batch_size`` left out."""
     del new_source
 
-    def mean(*arguments: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
-        total = clipped_gradient_sum(*arguments)
-        return {name: array / len(arguments[1]) for name, array in total.items()}
+    def mean(sums: dict[str, torch.Tensor], model: SharedNcf, *arguments: Any) -> None:  # noqa: ANN401
+        total = zero_sums(model)
+        add_clipped_gradients_(total, model, *arguments)
+        for name, array in total.items():
+            sums[name] += array / len(arguments[0])
 
-    patch.setattr(client.trainer, "clipped_gradient_sum", mean)
+    plant_engine(patch, mean)
 
 
 def vectors_centred_on_the_sample(patch: pytest.MonkeyPatch, new_source: NewSource) -> None:
@@ -290,10 +343,20 @@ PLANTED: dict[str, tuple[Any, Any]] = {
     "noise off": (scaled_noise(0.0), check_noise_is_as_accounted),
     "noise of 2/3": (scaled_noise(2 / 3), check_noise_is_as_accounted),
     "noise of 3/2": (scaled_noise(1.5), check_noise_is_as_accounted),
+    "draws of 3/2": (scaled_draws, check_noise_is_as_accounted),
     "biases without noise": (biases_without_noise, check_noise_is_as_accounted),
     "last bias without noise": (last_bias_without_noise, check_noise_is_as_accounted),
     "the same noise in every round": (noise_reused, check_noise_is_fresh),
     "the same noise in every step": (noise_reused, check_steps_add_up),
+    "the same noise in every chunk": (noise_reused, check_chunks_are_independent),
+    "no noise on arrays that nobody touched": (
+        zeros_without_noise,
+        check_an_empty_sample_releases_noise,
+    ),
+    "no noise on biases without users": (
+        biases_without_noise,
+        check_an_empty_sample_releases_noise,
+    ),
     "no noise without users": (no_noise_without_users, check_an_empty_sample_releases_noise),
 }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Sampler = Callable[[int, float, RandomSource], np.ndarray]
 
-NUM_USERS, RATE, NUM_SAMPLES = 40, 0.3, 4000
+NUM_USERS, RATE, NUM_SAMPLES = 40, 0.3, 8000
 
 
 def check_poisson(sampler: Sampler, source: RandomSource) -> None:
@@ -83,7 +83,7 @@ def favourites(num_users: int, rate: float, source: RandomSource) -> np.ndarray:
 
 def never_empty(num_users: int, rate: float, source: RandomSource) -> np.ndarray:
     sample = poisson_sample(num_users, rate, source)
-    return sample if len(sample) > 6 else never_empty(num_users, rate, source)
+    return sample if len(sample) > 7 else never_empty(num_users, rate, source)
 
 
 class TakingTurns:

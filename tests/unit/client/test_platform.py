@@ -494,9 +494,9 @@ def vectors_given(monkeypatch: pytest.MonkeyPatch) -> list[UserVectors]:
     seen: list[UserVectors] = []
     real = train_round
 
-    def watch(model: Any, shared: Any, vectors: UserVectors, *rest: Any) -> Any:  # noqa: ANN401
+    def watch(model: Any, shared: Any, vectors: UserVectors, *rest: Any, **more: Any) -> Any:  # noqa: ANN401
         seen.append(vectors)
-        return real(model, shared, vectors, *rest)
+        return real(model, shared, vectors, *rest, **more)
 
     monkeypatch.setattr(client.platform, "train_round", watch)
     return seen
