@@ -107,7 +107,7 @@ def fit_personal_model(
         for first in range(0, len(order), batch_users):
             users = order[first : first + batch_users]
             optimiser.zero_grad()
-            for block in blocks_of_users(users, config, num_items):
+            for block in blocks_of_users(config, interactions, users):
                 rows = vectors[torch.from_numpy(block)]
                 batch = user_batch(config, interactions, block, rng)
                 kept = _dropout(rows, generator)
@@ -153,7 +153,7 @@ def fit_user_vectors(
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in shared.items()})
     vectors, rng = vectors.copy(), np.random.default_rng(seed)
     everyone = np.arange(interactions.shape[0])
-    for users in blocks_of_users(everyone, config, interactions.shape[1]):
+    for users in blocks_of_users(config, interactions, everyone):
         batch = user_batch(config, interactions, users, rng)
         vectors.fit_(model, torch.from_numpy(users), batch, USER_STEPS)
     return _snapshot(model, vectors.values, interactions, validation)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from common.data.batches import make_batch
+from common.data.batches import MAX_POSITIVES, ROWS, make_batch, places_of
 from common.errors import NonFiniteUpdate
-from common.models.losses import ROWS
 from common.models.ncf import SharedNcf
 from common.privacy.clipping import zero_sums
 from common.privacy.engines import clipping_engine
@@ -99,13 +98,13 @@ def train_round(
     model.to(device)
     vectors = vectors.copy().to(device)
     negatives = np.random.default_rng(source.seed())
+    add_clipped_gradients_, sums = clipping_engine(engine), zero_sums(model)
     for _ in range(plan.local_steps):
         sample = poisson_sample(interactions.shape[0], plan.sampling_rate, source)
-        sums = zero_sums(model)
-        for users in blocks_of_users(sample, config, interactions.shape[1]):
+        for users in blocks_of_users(config, interactions, sample):
             batch = user_batch(config, interactions, users, negatives).to(device)
             fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
-            clipping_engine(engine)(sums, model, fitted, batch, plan.clipping_norm)
+            add_clipped_gradients_(sums, model, fitted, batch, plan.clipping_norm)
         take_noisy_step_(model, sums, plan, source)
     update = {
         name: parameter.detach().cpu().numpy() - shared[name]
@@ -120,7 +119,7 @@ def train_round(
 def take_noisy_step_(
     model: SharedNcf, sums: dict[str, Tensor], plan: TrainingPlan, source: RandomSource
 ) -> None:
-    """Make the clipped ``sums`` a release of noisy sums, and step along it.
+    """Make the clipped ``sums`` a release of noisy sums, step along it, and begin new sums.
 
     The only place where noise is added; it is added to every shared parameter, whoever was sampled.
     """
@@ -130,6 +129,7 @@ def take_noisy_step_(
             add_gaussian_noise_(noisy, plan.noise_std, source)
             step = noisy.float().to(parameter.device)
             parameter.sub_(step, alpha=plan.learning_rate / plan.denominator)
+            sums[name].zero_()
 
 
 def user_batch(
@@ -140,8 +140,19 @@ def user_batch(
     return make_batch(interactions, users, num_negatives, rng)
 
 
-def blocks_of_users(sample: np.ndarray, config: NcfConfig, num_items: int) -> list[np.ndarray]:
-    """Cut a sample into blocks whose numbers fit in memory; their sums add up to the same."""
-    width = num_items if config.loss == "softmax" else 4 * config.num_negatives * config.dim // 8
-    size = max(ROWS if config.loss == "softmax" else 1, NUMBERS_IN_BLOCK // max(1, width))
-    return [sample[start : start + size] for start in range(0, len(sample), size)]
+def blocks_of_users(
+    config: NcfConfig, interactions: csr_matrix, sample: np.ndarray
+) -> list[np.ndarray]:
+    """Cut a sample into blocks whose numbers fit in memory; their sums add up to the same.
+
+    With losses over chosen items a block holds users with equally many places for their items, so
+    that the shape of what is computed for a user follows from her own activity alone.
+    """
+    if config.loss == "softmax":
+        groups, width = [sample], interactions.shape[1]
+    else:
+        places = places_of(np.diff(interactions.indptr)[sample])
+        groups = [sample[places == size] for size in np.unique(places)]
+        width = (config.num_negatives + MAX_POSITIVES) * config.dim
+    size = max(ROWS, NUMBERS_IN_BLOCK // width)
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]

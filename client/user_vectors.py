@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common.data.batches import fixed_blocks
 from common.models.losses import softmax_residuals, user_losses
 
 if TYPE_CHECKING:
@@ -96,10 +97,13 @@ def _gradient_of_vectors(model: SharedNcf, vectors: Tensor, batch: UserBatch) ->
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.requires_grad_(False)  # noqa: FBT003 - torch names it `mode`
+    gradients = []
     try:
-        vectors = vectors.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(user_losses(model, vectors, batch).sum(), vectors)
+        for users, part_vectors, part in fixed_blocks(vectors, batch):
+            leaf = part_vectors.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(user_losses(model, leaf, part).sum(), leaf)
+            gradients.append(gradient[: users.stop - users.start])
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)  # noqa: FBT003
-    return gradient
+    return torch.cat(gradients)

@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scipy.sparse import csr_matrix
     from torch import Tensor
 
 MAX_POSITIVES = 200
 """A user's positives in one step; of a heavier user a fresh random subset is taken each time."""
+
+ROWS = 64
+"""Users computed at a time, always as many: see :func:`fixed_blocks`."""
+
+_PLACES = np.array([8, 16, 32, 64, 128, MAX_POSITIVES])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +34,7 @@ class UserBatch:
     """What the losses see of B users: P padded positives each, then N negatives."""
 
     items: Tensor
-    """[B, P + N] item rows; padding is row 0. N is 0 for the full softmax."""
+    """[B, P + N] item rows; padding is row 0. N is 0 for the full softmax, P is one of few."""
     is_positive: Tensor
     """[B, P + N] bool, True at real (not padded) positives."""
     is_negative: Tensor
@@ -49,6 +57,38 @@ class UserBatch:
         )
 
 
+def fixed_blocks(
+    user_vectors: Tensor, batch: UserBatch
+) -> Iterator[tuple[slice, Tensor, UserBatch]]:
+    """Cut a batch into blocks of ``ROWS`` users, the last one filled up with nobody.
+
+    In a matrix product of another shape a row can be rounded in another way. With one shape the
+    rounding of a user's numbers follows from her own numbers, and hides nobody else's presence.
+
+    Yields:
+        which users, their vectors [ROWS, dim] and their batch; zeros and no items beyond them.
+    """
+    for start in range(0, len(user_vectors), ROWS):
+        vectors = user_vectors[start : start + ROWS]
+        users, missing = slice(start, start + len(vectors)), ROWS - len(vectors)
+        part, fill = batch.of(users), (0, 0, 0, missing)
+        yield (
+            users,
+            pad(vectors, fill),
+            UserBatch(
+                items=pad(part.items, fill),
+                is_positive=pad(part.is_positive, fill),
+                is_negative=pad(part.is_negative, fill),
+            ),
+        )
+
+
+def places_of(counts: np.ndarray) -> np.ndarray:
+    """Places for the positives of users with ``counts`` items: the next of a few sizes."""
+    sizes: np.ndarray = _PLACES[np.searchsorted(_PLACES, np.minimum(counts, MAX_POSITIVES))]
+    return sizes
+
+
 def make_batch(
     matrix: csr_matrix, users: np.ndarray, num_negatives: int, rng: np.random.Generator
 ) -> UserBatch:
@@ -69,7 +109,7 @@ def make_batch(
         # Shuffle within each user, so that the first MAX_POSITIVES are a random subset.
         owned = owned[np.lexsort((rng.random(len(owner)), owner))]
     kept = place < MAX_POSITIVES
-    width = int(min(counts.max(initial=1), MAX_POSITIVES))
+    width = int(places_of(counts).max(initial=1))
     items = np.zeros((len(users), width + num_negatives), dtype=np.int64)
     is_positive = np.zeros(items.shape, dtype=bool)
     is_negative = np.zeros(items.shape, dtype=bool)

@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import softplus
+
+from common.data.batches import ROWS, fixed_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
 
     from common.data.batches import UserBatch
     from common.models.ncf import SharedNcf
-
-ROWS = 64
-"""Users whose scores of the whole catalogue are computed at a time; fits a processor's cache."""
 
 BCE_NEGATIVES_PER_POSITIVE = 4.0
 """Weight of the negatives in the classical NCF loss (He et al. 2017, section 4.1)."""
@@ -58,28 +57,21 @@ def softmax_loss(scores: Tensor, batch: UserBatch, num_items: int) -> Tensor:
 
 @torch.no_grad()
 def softmax_residuals(
-    model: SharedNcf, user_vectors: Tensor, batch: UserBatch
+    model: SharedNcf, user_vectors: Tensor, batch: UserBatch, out: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Gradient of :func:`softmax_loss` in the scores, without a graph, block by block.
 
     Probabilities minus the user's share of each of her items; 0 for a user without any.
 
-    Every block's matrix product has ``ROWS`` rows, so that it is computed in one and the same way:
-    a user's row has the same bits whoever else is in the batch.
-
     Yields:
         which users, and their residuals: [ROWS, num_items], zeros beyond the users. The next
-        block is written over them.
+        block is written over them (to ``out``, if it is given).
     """
-    residuals = user_vectors.new_empty(ROWS, model.num_items)
-    for start in range(0, len(user_vectors), ROWS):
-        vectors = user_vectors[start : start + ROWS]
-        users = slice(start, start + len(vectors))
-        part = batch.of(users)
-        model.items(pad(vectors, (0, 0, 0, ROWS - len(vectors))), out=residuals)
-        _residuals_(residuals[: len(vectors)], part.items, _shares(part.is_positive))
-        active = torch.zeros(ROWS, dtype=torch.bool, device=vectors.device)
-        active[: len(vectors)] = part.is_positive.any(1)
+    residuals = user_vectors.new_empty(ROWS, model.num_items) if out is None else out
+    for users, vectors, part in fixed_blocks(user_vectors, batch):
+        model.items(vectors, out=residuals)
+        _residuals_(residuals, part.items, _shares(part.is_positive))
+        active = part.is_positive.any(1)
         if not active.all():
             residuals[~active] = 0.0
         yield users, residuals

@@ -10,22 +10,27 @@ is what a user's gradient looks like:
 - of the tower's small layers it is small, and is built as it is.
 
 So no tensor of shape [users, items, dim] exists (Opacus' hooks build one), and nothing is computed
-twice (ghost clipping goes backward twice). The very numbers that are summed are normed, so no
-rounding in between lets more than C pass. From there on everything is float64: however many users
-there are, and however their gradients line up, rounding moves the sum by less than 1e-12 of it.
+twice (ghost clipping goes backward twice).
+
+Rounding never lets more than C pass. A user's gradient is computed in float32 in blocks of one
+shape, so its bits depend on nobody else, whatever parameters a hostile server chose. The very
+numbers that are summed are normed; from there on everything is float64, and however many users
+there are and however their gradients line up, rounding moves the sum by less than 1e-12 of it.
 
 :mod:`common.privacy.opacus_clipping` does the same through Opacus, for comparison.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from common.models.losses import LOSSES, ROWS, softmax_residuals
+from common.data.batches import ROWS, fixed_blocks
+from common.models.losses import LOSSES, softmax_residuals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +47,24 @@ def zero_sums(model: SharedNcf) -> dict[str, Tensor]:
     }
 
 
+@dataclass(slots=True)
+class Scratch:
+    """Memory for the scores of one block, kept from call to call: touching new memory is slow."""
+
+    scores: Tensor | None = None
+    """[ROWS, num_items] float32."""
+    doubles: Tensor | None = None
+    """The same, float64."""
+
+    def room(self, model: SharedNcf, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, for the items of ``model`` and on the device of ``like``."""
+        shape = (ROWS, model.num_items)
+        if self.scores is None or self.doubles is None or self.scores.shape != shape:
+            self.scores = like.new_empty(shape)
+            self.doubles = like.new_empty(shape, dtype=torch.float64)
+        return self.scores, self.doubles
+
+
 @torch.no_grad()
 def add_clipped_gradients_(
     sums: dict[str, Tensor],
@@ -49,6 +72,7 @@ def add_clipped_gradients_(
     user_vectors: Tensor,
     batch: UserBatch,
     clipping_norm: float,
+    scratch: Scratch | None = None,
 ) -> None:
     """Add sum over users of ``g_u * min(1, C / ||g_u||)`` to ``sums``, by parameter name.
 
@@ -73,11 +97,13 @@ def add_clipped_gradients_(
         user_vectors: [B, user_dim]; treated as constants.
         batch: B users; see :mod:`common.data.batches`.
         clipping_norm: C > 0.
+        scratch: memory to use again in the next call.
     """
     if not len(user_vectors):
         return
     if model.config.loss == "softmax":
-        _add_whole_catalogue(sums, model, user_vectors, batch, clipping_norm)
+        scratch = scratch or Scratch()
+        _add_whole_catalogue(sums, model, user_vectors, batch, clipping_norm, scratch)
     else:
         _add_touched_rows(sums, model, user_vectors, batch, clipping_norm)
 
@@ -94,12 +120,13 @@ def _add_whole_catalogue(
     user_vectors: Tensor,
     batch: UserBatch,
     clipping_norm: float,
+    scratch: Scratch,
 ) -> None:
     """Full softmax without a tower: every item has a derivative, and everything has rank one."""
-    scratch = user_vectors.new_empty(ROWS, model.num_items, dtype=torch.float64)
-    for users, block in softmax_residuals(model, user_vectors, batch):
+    scores, doubles = scratch.room(model, user_vectors)
+    for users, block in softmax_residuals(model, user_vectors, batch, out=scores):
         vectors = user_vectors[users].double()
-        residuals = scratch[: len(vectors)].copy_(block[: len(vectors)])
+        residuals = doubles[: len(vectors)].copy_(block[: len(vectors)])
         squared = squared_norms(residuals) * (1.0 + squared_norms(vectors))
         scales = clip_scales(squared, clipping_norm)
         if not scales.all():  # 0 * NaN is NaN
@@ -116,6 +143,17 @@ def _add_touched_rows(
     clipping_norm: float,
 ) -> None:
     """Losses over chosen items: only their rows, and the tower."""
+    for _, vectors, part in fixed_blocks(user_vectors, batch):
+        _add_touched_rows_of_block(sums, model, vectors, part, clipping_norm)
+
+
+def _add_touched_rows_of_block(
+    sums: dict[str, Tensor],
+    model: SharedNcf,
+    user_vectors: Tensor,
+    batch: UserBatch,
+    clipping_norm: float,
+) -> None:
     for_gmf, for_tower = model.split(user_vectors)
     gradients = _gradients_at_places(model, for_gmf, for_tower, batch)
     items = batch.items.clone()

@@ -6,7 +6,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from common.privacy.clipping import add_clipped_gradients_
+from common.privacy.clipping import Scratch, add_clipped_gradients_
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,12 @@ class AddClippedGradients(Protocol):
 
 
 def clipping_engine(name: ClippingEngine) -> AddClippedGradients:
-    """The function behind a name; Opacus' hooks are loaded only when they are asked for."""
+    """The function behind a name; one for each round, since it keeps memory between calls.
+
+    Opacus' hooks are loaded only when they are asked for.
+    """
     if name == "fast":
-        return add_clipped_gradients_
+        return partial(add_clipped_gradients_, scratch=Scratch())
     opacus = import_module("common.privacy.opacus_clipping")
     engine: AddClippedGradients = partial(
         opacus.add_clipped_gradients_by_opacus_, mode=name.removeprefix("opacus-")

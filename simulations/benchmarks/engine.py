@@ -186,9 +186,9 @@ def build_step(case: EngineCase, subject: Subject) -> Callable[[], None]:
 
         return plain_step
     add_clipped_gradients_, source = clipping_engine(subject), SystemRandom()
+    sums = zero_sums(model)
 
     def private_step() -> None:
-        sums = zero_sums(model)
         add_clipped_gradients_(sums, model, vectors, batch, plan.clipping_norm)
         take_noisy_step_(model, sums, plan, source)
 

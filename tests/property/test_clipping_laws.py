@@ -15,8 +15,7 @@ from scipy.sparse import csr_matrix
 
 from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
-from common.data.batches import UserBatch
-from common.models.losses import ROWS
+from common.data.batches import ROWS, UserBatch
 from common.privacy.randomness import SeededRandom
 from tests.laws import (
     ENGINES,

@@ -79,7 +79,7 @@ def test_negatives_are_uniform_over_the_listing_and_never_her_own() -> None:
 
 def test_the_two_marks_exclude_each_other_and_padding_has_neither() -> None:
     found = batch(market([3, 0, 12, 1]), [0, 1, 2, 3])
-    width = 12
+    width = 16  # places for 12 items
     assert found.items.shape == (4, width + 30)
     assert not (found.is_positive & found.is_negative).any()
     assert not found.is_negative[:, :width].any()
