@@ -8,8 +8,8 @@ from pathlib import Path
 
 from client.devices import DeviceName
 from common.errors import ConfigError
+from common.privacy.account import Budget
 from common.privacy.engines import ClippingEngine
-from common.privacy.ledger import Budget
 from common.privacy.mechanisms import PrivacyUnit, TrustMode
 
 _MAX_LOST = 0.1
@@ -61,7 +61,7 @@ class PrivacySection:
     """``[privacy]``."""
 
     epsilon: float
-    """The whole budget of a user, over the life of the federation."""
+    """The whole budget of a user, over the life of the federation (or ``period_days``)."""
     delta: float = 1e-5
     """Delta of the guarantee; well below one over the number of users."""
     unit: PrivacyUnit = "user"
@@ -72,6 +72,10 @@ class PrivacySection:
     """Requests with a larger clipping norm are refused."""
     min_noise_multiplier: float = 0.3
     """Requests with less noise are refused, however cheap sampling makes them look."""
+    max_rounds: int = 1000
+    """Requests for a later round of a run are refused, however cheap."""
+    period_days: int | None = None
+    """Days after which the budget ends and has to be granted anew; left out: for life."""
 
     def __post_init__(self) -> None:
         """Refuse no noise with a finite budget, and budgets that could never be kept."""
@@ -88,7 +92,9 @@ class PrivacySection:
 
     def budget(self) -> Budget:
         """The budget that the ledger enforces."""
-        return Budget(epsilon=self.epsilon, delta=self.delta, unit=self.unit)
+        return Budget(
+            epsilon=self.epsilon, delta=self.delta, unit=self.unit, period_days=self.period_days
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,10 +20,16 @@ from client.devices import resolve_device
 from client.state import PlatformState
 from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
-from common.errors import BudgetExhausted, CrossRecError, InvalidRelease, RequestRefused
+from common.errors import (
+    BudgetExhausted,
+    CrossRecError,
+    InvalidRelease,
+    RequestRefused,
+    StateError,
+)
 from common.messages import AdoptRequest, Profile, Reply, TrainRequest
 from common.models.partition import check_shared, put_rows, take_rows
-from common.privacy.ledger import Spend
+from common.privacy.account import Spend
 from common.privacy.randomness import SeededRandom, SystemRandom
 from common.rng import derive_seed
 from common.storage import pack_arrays, sha256
@@ -69,7 +75,10 @@ class Platform:
         try:
             release = self._release(request, shared)
         except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
-            return self._declined(error, request.run_id, request.round_number), None
+            declined = self._declined(error, request.run_id, request.round_number)
+            if isinstance(error, (BudgetExhausted, RequestRefused)):
+                self._write_down(request, declined.reason)
+            return declined, None
         reply = Reply(
             platform=self.name,
             run_id=request.run_id,
@@ -186,6 +195,12 @@ class Platform:
                 f"most {privacy.max_clipping_norm}."
             )
             raise RequestRefused(msg)
+        if request.round_number > privacy.max_rounds:
+            msg = (
+                f"round: asked for {request.round_number}, this platform takes part in at most "
+                f"{privacy.max_rounds} rounds of a run."
+            )
+            raise RequestRefused(msg)
         if privacy.trust != "none" and request.noise_multiplier < privacy.min_noise_multiplier:
             msg = (
                 f"noise_multiplier: asked for {request.noise_multiplier}, this platform accepts "
@@ -240,6 +255,14 @@ class Platform:
             outcome="declined",
             reason=reason,
         )
+
+    def _write_down(self, request: TrainRequest, reason: str) -> None:
+        """Keep a declined request in the ledger; where that fails, the log has it."""
+        try:
+            with self._state() as state:
+                state.ledger.decline(request.request_id, reason)
+        except StateError as error:
+            log.warning("%s: the ledger did not take a declined request: %s", self.name, error)
 
     @contextmanager
     def _state(self) -> Iterator[PlatformState]:

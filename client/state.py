@@ -2,7 +2,8 @@
 
 Layout of the folder::
 
-    ledger.sqlite                   spends and releases
+    ledger.sqlite                   grants, spends and releases
+    ledger.sqlite.head              digest of its last entry: shows an older copy put in its place
     lock                            held by the one process that works for the platform
     stopped.txt                     why the platform stopped answering; delete it to go on
     releases/<hash>.safetensors     latest releases, byte for byte
@@ -27,7 +28,7 @@ from client.adaptation import PersonalModel
 from common.errors import RequestRefused, StateError
 from common.messages import from_json, to_json
 from common.models.ncf import NcfConfig
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import pack_arrays, read_arrays, sha256, write_durably
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class PlatformState:
         """
         self._folder = folder
         self._keep_releases = keep_releases
-        ledger = folder / "ledger.sqlite"
+        ledger = folder / LEDGER_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not ledger.exists() and any((folder / name).exists() for name in _TRACES):
@@ -106,7 +107,7 @@ class PlatformState:
         Raises:
             StateError: if it is no longer kept, or the file is not what was recorded.
         """
-        digest = self.ledger.release_digest(request_id)
+        digest = self.ledger.account().releases.get(request_id)
         if digest is None:
             return None
         path = self._file("releases", request_id)
@@ -128,11 +129,12 @@ class PlatformState:
         Raises:
             StateError: if the file is damaged.
         """
-        for spend in reversed(self.ledger.spends()):
+        account = self.ledger.account()
+        for spend in reversed(account.spends):
             if not spend.request_id.startswith(run_id + "/"):
                 continue
             path = self._file("private", spend.request_id)
-            if self.ledger.release_digest(spend.request_id) is None or not path.exists():
+            if spend.request_id not in account.releases or not path.exists():
                 continue
             arrays, metadata = read_arrays(path)
             if arrays["values"].shape[1:] != fresh.values.shape[1:]:
@@ -222,6 +224,9 @@ class PlatformState:
         return self._folder / kind / f"{name}.safetensors"
 
     def _forget_old(self) -> None:
-        for spend in self.ledger.spends()[: -self._keep_releases]:
-            self._file("releases", spend.request_id).unlink(missing_ok=True)
-            self._file("private", spend.request_id).unlink(missing_ok=True)
+        latest = self.ledger.account().spends[-self._keep_releases :]
+        for kind in ("releases", "private"):
+            kept = {self._file(kind, spend.request_id) for spend in latest}
+            for path in (self._folder / kind).glob("*.safetensors"):
+                if path not in kept:
+                    path.unlink(missing_ok=True)

@@ -127,6 +127,7 @@ def lay_out(
                 # A simulated platform agrees to what the run was asked for, whatever that is.
                 max_clipping_norm=options.clipping_norm,
                 min_noise_multiplier=noise_multiplier,
+                max_rounds=options.rounds,
             ),
             state=client.config.StateSection(folder=(home / "state").absolute()),
             adaptation=client.config.AdaptationSection(max_epochs=options.epochs),

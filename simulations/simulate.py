@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from common.data.synthetic import MarketplaceConfig, generate_marketplace
 from common.errors import ConfigError, RunFailed
 from common.models.partition import shared_shapes
 from common.privacy.accounting import epsilon_spent
-from common.privacy.ledger import Ledger
+from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import write_durably
 from server.config import FederationConfig
 from server.journal import read_journal
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from common.data.marketplace import Marketplace
+    from common.privacy.account import Spend
     from simulations.federation import SimulatedFederation, SimulatedPlatform
 
 OPTIONS_FILE = "simulation.toml"
@@ -200,12 +201,10 @@ class SimulationRun:
     ) -> PlatformResult:
         options = self.options
         config = load_config(platform.config_file, PlatformConfig)
-        ledger = (
-            Ledger(config.state.folder / "ledger.sqlite") if config.state.folder.exists() else None
-        )
-        spends = [] if ledger is None else ledger.spends()
-        if ledger is not None:
-            ledger.close()
+        spends: tuple[Spend, ...] = ()
+        if config.state.folder.exists():
+            with closing(Ledger(config.state.folder / LEDGER_FILE, read_only=True)) as ledger:
+                spends = ledger.account().spends
         mechanisms = [spend.mechanism for spend in spends]
         history = [epsilon_spent(mechanisms[:n], options.delta) for n in range(1, len(spends) + 1)]
         broken = epsilon_spent([spend.mechanism_if_broken for spend in spends], options.delta)

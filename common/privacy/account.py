@@ -59,23 +59,30 @@ def entry_digest(previous: str, entry: Entry) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def check_chain(entries: Iterable[Entry]) -> None:
+def check_chain(entries: Iterable[Entry], after: Entry | None = None) -> None:
     """Check that nothing was changed, left out, or put in.
 
     Entries cut off at the end leave a shorter chain that is whole: the ledger's head file shows it.
 
+    Args:
+        entries: what follows.
+        after: the last entry that was checked before, or None to begin at the first.
+
     Raises:
         StateError: naming the first entry that does not follow from those before.
     """
-    previous, time = GENESIS, ""
-    for place, entry in enumerate(entries, 1):
-        if entry.sequence != place or entry.time < time:
-            msg = f"entry {entry.sequence} stands in the place of entry {place}, or before its time"
+    sequence, digest, time = (
+        (after.sequence, after.digest, after.time) if after else (0, GENESIS, "")
+    )
+    for entry in entries:
+        sequence += 1
+        if entry.sequence != sequence or entry.time < time:
+            msg = f"entry {entry.sequence} stands in the place of entry {sequence}, or out of time"
             raise StateError(msg)
-        if entry.digest != entry_digest(previous, entry):
+        if entry.digest != entry_digest(digest, entry):
             msg = f"entry {entry.sequence} ({entry.kind}) was changed after it was written"
             raise StateError(msg)
-        previous, time = entry.digest, entry.time
+        digest, time = entry.digest, entry.time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,9 +197,8 @@ class Account:
             budget.period_days,
         ):
             msg = (
-                f"platform.toml asks for delta {budget.delta:g}, unit {budget.unit}, period "
-                f"{budget.period_days or 'life'}, and the ledger grants delta {grant.delta:g}, unit "
-                f"{grant.unit}, period {grant.period_days or 'life'}. Go back to what was granted."
+                f"platform.toml asks for {_terms(budget)}, and the ledger grants {_terms(grant)}. "
+                "Only epsilon may change within a period: go back to what was granted."
             )
             raise StateError(msg)
         if self.has_ended(now):
@@ -226,6 +232,26 @@ class Account:
         )
 
 
+def rounds_left(account: Account, budget: Budget, *, at_most: int = 100_000) -> int | None:
+    """How many more rounds like the last one the budget pays for; None before the first round."""
+    mechanisms = account.mechanisms()
+    if not account.spends or account.grant is None:
+        return None
+    limit, next_round = min(account.grant.epsilon, budget.epsilon), account.spends[-1].mechanism
+
+    def fits(rounds: int) -> bool:
+        several = replace(next_round, steps=next_round.steps * rounds)
+        return epsilon_spent([*mechanisms, several], budget.delta) <= limit
+
+    low, high = 0, 1
+    while high <= at_most and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return min(low, at_most)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
     """Epsilon of a period before and after a spend; written down for people, never read back."""
@@ -238,31 +264,35 @@ class Price:
     """Whose numbers they are."""
 
 
-def account_of(entries: Iterable[Entry]) -> Account:
-    """Fold the entries of a checked chain into the account.
+def account_of(entries: Iterable[Entry], start: Account | None = None) -> Account:
+    """Fold the entries of a checked chain into the account that ``start`` was before them.
 
     Raises:
         StateError: for an entry that makes no sense.
     """
-    account = Account()
-    spends: list[Spend] = []
-    releases: dict[str, str] = {}
+    account = start or Account()
+    spends, releases = list(account.spends), dict(account.releases)
     for entry in entries:
         try:
             if entry.kind == "reserve":
                 spends.append(_spend_of(entry))
             elif entry.kind == "commit":
-                releases[entry.request_id] = json.loads(entry.body)["sha256"]
+                releases[entry.request_id] = str(json.loads(entry.body)["sha256"])
             elif entry.kind == "decline":
                 account = replace(account, num_declined=account.num_declined + 1)
             elif entry.kind == "grant":
                 account = _granted(account, entry, len(spends))
             elif entry.kind != "note":
                 raise ValueError(f"unknown kind {entry.kind!r}")  # noqa: TRY301
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             msg = f"entry {entry.sequence} ({entry.kind}) cannot be understood: {error}"
             raise StateError(msg) from error
     return replace(account, spends=tuple(spends), releases=releases)
+
+
+def _terms(budget: Budget) -> str:
+    period = "life" if budget.period_days is None else f"{budget.period_days} days"
+    return f"delta {budget.delta:g} for a {budget.unit} over {period}"
 
 
 def _granted(account: Account, entry: Entry, num_spends: int) -> Account:
@@ -272,7 +302,9 @@ def _granted(account: Account, entry: Entry, num_spends: int) -> Account:
     grant = Budget(
         epsilon=epsilon, delta=body["delta"], unit=body["unit"], period_days=body["period_days"]
     )
-    if account.grant is not None and not account.has_ended(entry.time):
+    if account.grant is None:  # spends before the first grant (of an older ledger) count as well
+        return replace(account, grant=grant, period_start=entry.time)
+    if not account.has_ended(entry.time):
         return replace(account, grant=grant)
     return replace(account, grant=grant, period_start=entry.time, spends_before_period=num_spends)
 
@@ -309,11 +341,11 @@ def _spend_of(entry: Entry) -> Spend:
         request_id=entry.request_id,
         request_digest=body["request_digest"],
         description=body["description"],
-        mechanism=_mechanism(json.dumps(body["mechanism"])),
-        mechanism_if_broken=_mechanism(json.dumps(body["mechanism_if_broken"])),
+        mechanism=_mechanism(tuple(body["mechanism"].items())),
+        mechanism_if_broken=_mechanism(tuple(body["mechanism_if_broken"].items())),
     )
 
 
 @lru_cache(maxsize=1024)
-def _mechanism(text: str) -> SampledGaussian:
-    return mechanism_from_dict(json.loads(text))
+def _mechanism(fields: tuple[tuple[str, Any], ...]) -> SampledGaussian:
+    return mechanism_from_dict(dict(fields))

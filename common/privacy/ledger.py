@@ -1,8 +1,11 @@
 """The platform's own record of what it spent: it decides, before data is touched.
 
-SQLite with ``synchronous=FULL``: a reservation is on disk before training starts, and it counts
-as spent from then on, whether or not a release followed. Epsilon is never stored; it is computed
-from the recorded mechanisms whenever it is asked for.
+SQLite with ``synchronous=FULL``: a reservation is on disk before training starts, and it counts as
+spent from then on, whether or not a release followed. Entries are only ever appended, each one's
+digest covers all before it, and every opening checks the whole chain. A file beside the database
+holds the digest of the last entry, so that an older copy put in its place is found out.
+
+What entries mean is in :mod:`common.privacy.account`; this module is the file.
 """
 
 from __future__ import annotations
@@ -12,209 +15,198 @@ import os
 import sqlite3
 import tempfile
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from common.errors import BudgetExhausted, ConfigError, RequestRefused, StateError
-from common.privacy.accounting import epsilon_spent
-from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, mechanism_from_dict
-from common.storage import sync_folder
+from common.errors import RequestRefused, StateError
+from common.privacy.account import (
+    GENESIS,
+    MAX_DECLINES,
+    Account,
+    Budget,
+    Entry,
+    EntryKind,
+    Spend,
+    account_of,
+    check_chain,
+    entry_digest,
+    grant_body,
+    reserve_body,
+)
+from common.privacy.mechanisms import mechanism_from_dict
+from common.storage import sync_folder, write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+LEDGER_FILE = "ledger.sqlite"
+"""Its name in a platform's state folder."""
 
 _APPLICATION_ID = 0x43526563  # "CRec"; tells a ledger from another program's SQLite file
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE spend (
-    sequence INTEGER PRIMARY KEY,
-    request_id TEXT NOT NULL UNIQUE,
-    request_digest TEXT NOT NULL,
-    description TEXT NOT NULL,
-    mechanism TEXT NOT NULL,
-    mechanism_if_broken TEXT NOT NULL
-);
-CREATE TABLE release (
-    request_id TEXT PRIMARY KEY REFERENCES spend (request_id),
-    sha256 TEXT NOT NULL
-);
-CREATE TRIGGER spend_is_append_only_i BEFORE INSERT ON spend
-    WHEN EXISTS (SELECT 1 FROM spend
-                 WHERE request_id = NEW.request_id OR sequence = NEW.sequence)
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER spend_is_append_only_u BEFORE UPDATE ON spend
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER spend_is_append_only_d BEFORE DELETE ON spend
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER release_is_append_only_i BEFORE INSERT ON release
-    WHEN EXISTS (SELECT 1 FROM release WHERE request_id = NEW.request_id)
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER release_is_append_only_u BEFORE UPDATE ON release
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER release_is_append_only_d BEFORE DELETE ON release
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
+_SCHEMA_VERSION = 2
+_SCHEMA = (
+    """CREATE TABLE entry (
+        sequence INTEGER PRIMARY KEY,
+        time TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        request_id TEXT NOT NULL,
+        body TEXT NOT NULL,
+        digest TEXT NOT NULL
+    )""",
+    """CREATE UNIQUE INDEX once_per_request ON entry (kind, request_id)
+        WHERE kind IN ('reserve', 'commit')""",
+    """CREATE TRIGGER append_only_i BEFORE INSERT ON entry
+        WHEN NEW.sequence IS NOT (SELECT COALESCE(MAX(sequence), 0) + 1 FROM entry)
+            OR EXISTS (SELECT 1 FROM entry WHERE kind = NEW.kind AND request_id = NEW.request_id
+                       AND kind IN ('reserve', 'commit'))
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+    """CREATE TRIGGER append_only_u BEFORE UPDATE ON entry
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+    """CREATE TRIGGER append_only_d BEFORE DELETE ON entry
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
+)
+
+_CLOCK_TOLERANCE = timedelta(hours=1)
+"""How far the clock may go back (it is being set right); the last entry's time stands meanwhile."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What one privacy unit may be charged for everything that ever leaves the platform."""
-
-    epsilon: float
-    """Ceiling, > 0; infinity only where a simulation runs without privacy."""
-    delta: float
-    """In (0, 1)."""
-    unit: PrivacyUnit = "user"
-    """Privacy unit that both are stated for."""
-
-    def __post_init__(self) -> None:
-        """Refuse a budget that could never bind or never be kept."""
-        if not self.epsilon > 0:
-            msg = f"epsilon: found {self.epsilon}, expected a positive number."
-            raise ConfigError(msg)
-        if not 0 < self.delta < 1:
-            msg = f"delta: found {self.delta}, expected a number in (0, 1)."
-            raise ConfigError(msg)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spend:
-    """One reservation: a request, and the mechanism it is charged for."""
-
-    request_id: str
-    """Names the request for ever; at most one spend and one release belong to it."""
-    request_digest: str
-    """Hash of everything the request asked for."""
-    description: str
-    """For people, e.g. ``run a1b2, round 3``."""
-    mechanism: SampledGaussian
-    """What an observer of the release (or of the sum, under secure aggregation) faces."""
-    mechanism_if_broken: SampledGaussian
-    """What an observer of this platform's own release faces; equal to ``mechanism`` without
-    secure aggregation."""
+def utc_now() -> str:
+    """The time as entries hold it: UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).replace(microsecond=0).isoformat()
 
 
 class Ledger:
-    """Append-only spends and releases of one platform, in one SQLite file."""
+    """Append-only, hash-chained entries of one platform, in one SQLite file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the ledger at ``path``, or create it.
+    def __init__(
+        self, path: Path, *, read_only: bool = False, clock: Callable[[], str] = utc_now
+    ) -> None:
+        """Open the ledger at ``path`` and check all of it; create it if it is not there.
+
+        Args:
+            path: the SQLite file; ``path`` with ``.head`` appended belongs to it.
+            read_only: never create or change anything.
+            clock: tells the time, see :func:`utc_now`.
 
         Raises:
-            StateError: if the file cannot be opened, is no ledger, or has another version.
+            StateError: if the file cannot be opened, is no ledger, has another version, was
+                changed, or is older than its head says.
         """
         self._path = path
+        self._head = path.with_name(f"{path.name}.head")
+        self._clock = clock
+        self._last: Entry | None = None
+        self._account = Account()
         try:
-            if not path.exists():
-                _create(path)
+            if not path.exists() and not read_only:
+                self._create()
             # mode=rw: SQLite would otherwise take a vanished or empty file for a fresh ledger.
-            address = f"{path.absolute().as_uri()}?mode=rw"
+            address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
             self._db = sqlite3.connect(address, uri=True, isolation_level=None, timeout=10.0)
         except (sqlite3.Error, OSError) as error:
             raise self._broken(error) from error
         try:
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            found = tuple(
-                self._db.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("application_id", "user_version")
-            )
+            self._check_version(read_only=read_only)
+            self._refresh()
+            self._check_head(read_only=read_only)
         except sqlite3.Error as error:
             self.close()
             raise self._broken(error) from error
-        if found != (_APPLICATION_ID, _SCHEMA_VERSION):
+        except StateError:
             self.close()
-            msg = (
-                f"{path}: found a file of type and version {found}, expected a CrossRec ledger "
-                f"{(_APPLICATION_ID, _SCHEMA_VERSION)}. A damaged or foreign ledger is never "
-                "replaced by an empty one: restore it, or keep this platform out."
-            )
-            raise StateError(msg)
+            raise
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
-    def spends(self) -> list[Spend]:
-        """Every spend, oldest first."""
-        rows = self._query(
-            "SELECT request_id, request_digest, description, mechanism, mechanism_if_broken "
-            "FROM spend ORDER BY sequence"
-        )
+    def entries(self) -> list[Entry]:
+        """Every entry, oldest first; checked when the ledger was opened."""
         try:
-            return [
-                Spend(
-                    request_id=row[0],
-                    request_digest=row[1],
-                    description=row[2],
-                    mechanism=mechanism_from_dict(json.loads(row[3])),
-                    mechanism_if_broken=mechanism_from_dict(json.loads(row[4])),
-                )
-                for row in rows
-            ]
-        except (TypeError, ValueError, ConfigError) as error:
+            return list(self._read_after(0))
+        except sqlite3.Error as error:
             raise self._broken(error) from error
 
-    def release_digest(self, request_id: str) -> str | None:
-        """SHA-256 of the release made for ``request_id``, or None if there is none."""
-        rows = self._query("SELECT sha256 FROM release WHERE request_id = ?", request_id)
-        return rows[0][0] if rows else None
+    def account(self) -> Account:
+        """What all entries add up to."""
+        self._refresh()
+        return self._account
+
+    def now(self) -> str:
+        """The time that the next entry will have: never before the last entry.
+
+        Raises:
+            StateError: if the clock went back by more than an hour.
+        """
+        now = self._clock()
+        if self._last is None or now >= self._last.time:
+            return now
+        if datetime.fromisoformat(self._last.time) - datetime.fromisoformat(now) > _CLOCK_TOLERANCE:
+            msg = (
+                f"{self._path}: the clock says {now}, the last entry was written at "
+                f"{self._last.time}. Nothing is released while time runs backwards: set the clock."
+            )
+            raise StateError(msg)
+        return self._last.time
+
+    def grant(self, budget: Budget, by: str) -> None:
+        """Allow ``budget``: a new limit within the running period, or a new period after its end.
+
+        Args:
+            budget: what is allowed.
+            by: who decided it.
+
+        Raises:
+            StateError: if more than epsilon would change within a running period.
+        """
+        with self._writing():
+            now, held = self.now(), self._account.grant
+            if held is not None and not self._account.has_ended(now):
+                terms = [(b.delta, b.unit, b.period_days) for b in (held, budget)]
+                if terms[0] != terms[1]:
+                    msg = (
+                        f"{self._path}: the granted period runs until "
+                        f"{self._account.period_end() or 'the end of the federation'}; within it "
+                        "only epsilon may change, not delta, unit or period."
+                    )
+                    raise StateError(msg)
+            self._append("grant", "", grant_body(budget, by))
+        self._write_head()
 
     def reserve(self, spend: Spend, budget: Budget) -> bool:
         """Charge ``spend`` durably, or refuse it; call this before touching data.
 
-        A request that was reserved before and never released is not charged again: nothing of it
-        can have left, since a release is recorded before it is sent.
+        The first reservation of a new ledger grants ``budget`` first. A request that was reserved
+        before and never released is not charged again: nothing of it can have left, since a release
+        is recorded before it is sent.
 
         Returns:
             True if the spend was recorded now, False if it already was.
 
         Raises:
-            BudgetExhausted: if the composition with everything spent exceeds ``budget``.
+            BudgetExhausted: if the composition with everything spent exceeds the budget.
             RequestRefused: if the same request id was used for a different request.
-            StateError: if the ledger cannot be read or written; nothing may be released then.
+            StateError: if nothing is granted for today, or the ledger cannot be read or written;
+                nothing may be released then.
         """
-        if spend.mechanism.unit != budget.unit:
-            msg = f"privacy unit: request says {spend.mechanism.unit!r}, budget {budget.unit!r}."
-            raise RequestRefused(msg)
-        try:
-            with self._transaction():
-                past = self.spends()
-                for earlier in past:
-                    if earlier.request_id == spend.request_id:
-                        if earlier.request_digest == spend.request_digest:
-                            return False
-                        msg = (
-                            f"{spend.description}: this request id was used before for a "
-                            "different request; a release is made once and never changed."
-                        )
-                        raise RequestRefused(msg)
-                everything = [*(s.mechanism for s in past), spend.mechanism]
-                total = epsilon_spent(everything, budget.delta, "rdp")
-                if not total <= budget.epsilon:  # RDP is quick, and looser; PRV decides
-                    total = epsilon_spent(everything, budget.delta)
-                if not total <= budget.epsilon:  # NaN would be refused as well
-                    raise BudgetExhausted(
-                        would_spend=total,
-                        budget=budget.epsilon,
-                        delta=budget.delta,
-                        unit=budget.unit,
-                        request=spend.description,
-                    )
-                self._db.execute(
-                    "INSERT INTO spend (request_id, request_digest, description, mechanism, "
-                    "mechanism_if_broken) VALUES (?, ?, ?, ?, ?)",
-                    (
-                        spend.request_id,
-                        spend.request_digest,
-                        spend.description,
-                        json.dumps(spend.mechanism.to_dict()),
-                        json.dumps(spend.mechanism_if_broken.to_dict()),
-                    ),
+        with self._writing():
+            earlier = self._account.find(spend.request_id)
+            if earlier is not None:
+                if earlier.request_digest == spend.request_digest:
+                    return False
+                msg = (
+                    f"{spend.description}: this request id was used before for a "
+                    "different request; a release is made once and never changed."
                 )
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+                raise RequestRefused(msg)
+            if self._account.grant is None:
+                self._append("grant", "", grant_body(budget, "platform.toml, at first use"))
+            price = self._account.price(spend, budget, self.now())
+            self._append("reserve", spend.request_id, reserve_body(spend, price))
+        self._write_head()
         return True
 
     def commit(self, request_id: str, sha256: str) -> None:
@@ -223,31 +215,177 @@ class Ledger:
         Raises:
             StateError: if nothing was reserved for it, or another release is recorded.
         """
-        recorded = self.release_digest(request_id)
-        if recorded is not None:
+        with self._writing():
+            recorded = self._account.releases.get(request_id)
             if recorded == sha256:
                 return
-            msg = f"{self._path}: a different release is already recorded for this request."
-            raise StateError(msg)
-        try:
-            with self._transaction():
-                self._db.execute(
-                    "INSERT INTO release (request_id, sha256) VALUES (?, ?)", (request_id, sha256)
-                )
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+            if recorded is not None:
+                msg = f"{self._path}: a different release is already recorded for this request."
+                raise StateError(msg)
+            if self._account.find(request_id) is None:
+                msg = f"{self._path}: nothing was reserved for this release."
+                raise StateError(msg)
+            self._append("commit", request_id, {"sha256": sha256})
+        self._write_head()
 
-    def _query(self, sql: str, *values: str) -> list[tuple[str, ...]]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._broken(error) from error
+    def decline(self, request_id: str, reason: str) -> None:
+        """Write down that a request was declined; a flood of them is cut off."""
+        with self._writing():
+            if self._account.num_declined >= MAX_DECLINES:
+                return
+            self._append("decline", request_id, {"reason": reason})
+        self._write_head()
+
+    def note(self, text: str) -> None:
+        """Write down something for people."""
+        with self._writing():
+            self._append("note", "", {"text": text})
+        self._write_head()
+
+    def _append(self, kind: EntryKind, request_id: str, body: dict[str, Any]) -> None:
+        entry = _entry_after(self._last, kind, request_id, body, self.now())
+        _insert(self._db, [entry])
+        self._account = account_of([entry], self._account)
+        self._last = entry
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
+        """A transaction on top of everything written so far; memory follows the disk."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            before = self._last, self._account
+            try:
+                self._refresh()
+                before = self._last, self._account
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._last, self._account = before
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+
+    def _refresh(self) -> None:
+        """Read what is new, and check that it continues what was checked before."""
+        try:
+            entries = list(self._read_after(self._last.sequence if self._last else 0))
+            check_chain(entries, self._last)
+            self._account = account_of(entries, self._account)
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+        except StateError as error:
+            msg = (
+                f"{self._path}: {error}. Nothing is released on a ledger that is not whole: "
+                "restore it from a copy, or keep this platform out."
+            )
+            raise StateError(msg) from error
+        if entries:
+            self._last = entries[-1]
+
+    def _read_after(self, sequence: int) -> Iterator[Entry]:
+        rows = self._db.execute(
+            "SELECT sequence, time, kind, request_id, body, digest FROM entry "
+            "WHERE sequence > ? ORDER BY sequence",
+            (sequence,),
+        )
+        for found in rows:
+            if [type(value) for value in found] != [int, *[str] * 5]:
+                msg = f"entry {found[0]} holds values of the wrong type"
+                raise StateError(msg)
+            yield Entry(
+                sequence=found[0],
+                time=found[1],
+                kind=cast("EntryKind", found[2]),
+                request_id=found[3],
+                body=found[4],
+                digest=found[5],
+            )
+
+    def _check_version(self, *, read_only: bool) -> None:
+        names = ("application_id", "user_version")
+        found = tuple(self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+        if found == (_APPLICATION_ID, 1) and not read_only:
+            self._migrate()
+        elif found != (_APPLICATION_ID, _SCHEMA_VERSION):
+            msg = (
+                f"{self._path}: found a file of type and version {found}, expected a CrossRec "
+                f"ledger {(_APPLICATION_ID, _SCHEMA_VERSION)}. A damaged or foreign ledger is "
+                "never replaced by an empty one: restore it, or keep this platform out."
+            )
+            raise StateError(msg)
+
+    def _check_head(self, *, read_only: bool) -> None:
+        """Refuse a ledger that ends before the entry that was written last.
+
+        The database may be ahead by what was written just before a crash, never behind. There is a
+        head before there is a first entry.
+        """
+        if self._last is None and not self._head.exists():
+            if not read_only:
+                self._write_head()
+            return
+        try:
+            sequence, _, digest = self._head.read_text(encoding="ascii").strip().partition(" ")
+            row = (GENESIS,)
+            if int(sequence) > 0:
+                row = self._db.execute(
+                    "SELECT digest FROM entry WHERE sequence = ?", (int(sequence),)
+                ).fetchone()
+        except (OSError, ValueError) as error:
+            msg = (
+                f"{self._head}: cannot be read ({error}). It shows that {self._path.name} is no "
+                "older copy; restore both together, or keep this platform out."
+            )
+            raise StateError(msg) from error
+        if row != (digest,):
+            msg = (
+                f"{self._path}: ends before entry {sequence}, or holds another one: an older copy "
+                "was put in its place. Releases that left are not forgotten: restore the latest."
+            )
+            raise StateError(msg)
+
+    def _write_head(self) -> None:
+        sequence, digest = (self._last.sequence, self._last.digest) if self._last else (0, GENESIS)
+        write_durably(self._head, f"{sequence} {digest}\n".encode("ascii"))
+
+    def _create(self) -> None:
+        """Make an empty ledger appear at the path, whole; one that is there by now stays."""
+        if self._head.exists():
+            msg = (
+                f"{self._path} is missing, and {self._head.name} shows that it was there. Nothing "
+                "is released on a forgotten budget: restore the ledger."
+            )
+            raise StateError(msg)
+        folder = self._path.parent
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{self._path.name}.") as drafts:
+            draft = Path(drafts) / self._path.name
+            with closing(sqlite3.connect(draft, isolation_level=None)) as db:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+                for statement in _SCHEMA:
+                    db.execute(statement)
+            draft.chmod(0o600)
+            with suppress(FileExistsError):
+                os.link(draft, self._path)
+        sync_folder(folder)
+
+    def _migrate(self) -> None:
+        """Carry the spends and releases of version 1 over; their times were never written down."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
+            entries = _entries_of_version_1(self._db)
+            for table in ("release", "spend"):
+                self._db.execute(f"DROP TABLE {table}")
+            for statement in _SCHEMA:
+                self._db.execute(statement)
+            _insert(self._db, entries)
+            self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            # The head first: a crash before the commit migrates again, to the same entries.
+            last = entries[-1]
+            write_durably(self._head, f"{last.sequence} {last.digest}\n".encode("ascii"))
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
@@ -260,15 +398,51 @@ class Ledger:
         )
 
 
-def _create(path: Path) -> None:
-    """Make an empty ledger appear at ``path``, whole; one that is there by now stays."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        with closing(sqlite3.connect(draft, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-            db.executescript(_SCHEMA)
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    sync_folder(path.parent)
+def _entry_after(
+    last: Entry | None, kind: EntryKind, request_id: str, body: dict[str, Any], time: str
+) -> Entry:
+    entry = Entry(
+        sequence=last.sequence + 1 if last else 1,
+        time=time,
+        kind=kind,
+        request_id=request_id,
+        body=json.dumps(body),
+        digest="",
+    )
+    digest = entry_digest(last.digest if last else GENESIS, entry)
+    return replace(entry, digest=digest)
+
+
+def _insert(db: sqlite3.Connection, entries: Iterable[Entry]) -> None:
+    db.executemany(
+        "INSERT INTO entry (sequence, time, kind, request_id, body, digest) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        [(e.sequence, e.time, e.kind, e.request_id, e.body, e.digest) for e in entries],
+    )
+
+
+def _entries_of_version_1(db: sqlite3.Connection) -> list[Entry]:
+    unknown_time = "1970-01-01T00:00:00+00:00"
+    lines: list[tuple[EntryKind, str, dict[str, Any]]] = [
+        ("note", "", {"text": "migrated from version 1, which wrote down no times"})
+    ]
+    released = dict(db.execute("SELECT request_id, sha256 FROM release").fetchall())
+    rows = db.execute(
+        "SELECT request_id, request_digest, description, mechanism, mechanism_if_broken "
+        "FROM spend ORDER BY sequence"
+    )
+    for request_id, digest, description, mechanism, if_broken in rows.fetchall():
+        body = {
+            "request_digest": digest,
+            "description": description,
+            "mechanism": mechanism_from_dict(json.loads(mechanism)).to_dict(),
+            "mechanism_if_broken": mechanism_from_dict(json.loads(if_broken)).to_dict(),
+        }
+        lines.append(("reserve", request_id, body))
+        if request_id in released:
+            lines.append(("commit", request_id, {"sha256": released[request_id]}))
+    entries: list[Entry] = []
+    for kind, request_id, body in lines:
+        last = entries[-1] if entries else None
+        entries.append(_entry_after(last, kind, request_id, body, unknown_time))
+    return entries

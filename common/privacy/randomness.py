@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK = 1 << 15
+CHUNK = 1 << 16
 """Draws made at a time, so that they stay in the processor's cache."""
 
 _KEY_BYTES = 32

@@ -11,7 +11,7 @@ from client.state import STOPPED_FILE, PlatformState
 from client.user_vectors import UserVectors
 from common.errors import RequestRefused, StateError
 from common.models.ncf import NcfConfig
-from common.privacy.ledger import Budget, Spend
+from common.privacy.account import Budget, Spend
 from common.privacy.mechanisms import SampledGaussian
 from common.storage import pack_arrays
 

@@ -233,7 +233,7 @@ def test_each_round_is_in_each_ledger_and_costs_what_was_planned(
     document = run_all(options(shops, rounds=3, epsilon=6.0), tmp_path / "run")
     for name in SIZES:
         ledger = Ledger(tmp_path / "run/platforms" / name / "state/ledger.sqlite")
-        spends = ledger.spends()
+        spends = ledger.account().spends
         ledger.close()
         assert len(spends) == 3
         spent = epsilon_spent([spend.mechanism for spend in spends], 1e-5)

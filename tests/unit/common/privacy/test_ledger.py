@@ -16,7 +16,8 @@ import pytest
 from common.errors import BudgetExhausted, ConfigError, RequestRefused, StateError
 from common.privacy import ledger as ledger_module
 from common.privacy.accounting import epsilon_spent
-from common.privacy.ledger import Budget, Ledger, Spend
+from common.privacy.account import Budget, Spend
+from common.privacy.ledger import Ledger
 from common.privacy.mechanisms import SampledGaussian
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 def read(path: Path) -> list[Spend]:
     with closing(Ledger(path)) as opened:
-        return opened.spends()
+        return opened.account().spends
 
 
 def exhaust(ledger: Ledger) -> None:
@@ -68,7 +69,7 @@ def test_the_example_budget_is_what_the_tests_think() -> None:
 def test_spends_come_back_as_they_went_in_oldest_first(ledger: Ledger, path: Path) -> None:
     spends = [spend(3), spend(1), spend(2, run="autumn")]
     assert [ledger.reserve(s, BUDGET) for s in spends] == [True, True, True]
-    assert ledger.spends() == spends
+    assert ledger.account().spends == spends
     ledger.close()
     assert read(path) == spends
 
@@ -87,7 +88,7 @@ def test_over_budget_is_refused_with_numbers_and_leaves_no_trace(ledger: Ledger)
         ledger.reserve(spend(FITS + 1), BUDGET)
     assert caught.value.would_spend == epsilon_spent([STEP] * (FITS + 1), 1e-5)
     assert (caught.value.budget, caught.value.delta, caught.value.unit) == (3.0, 1e-5, "user")
-    assert len(ledger.spends()) == FITS
+    assert len(ledger.account().spends) == FITS
     # What still fits is still granted.
     cheap = replace(STEP, noise_multiplier=1000.0)
     assert ledger.reserve(spend(99, mechanism=cheap), BUDGET)
@@ -116,7 +117,7 @@ def test_a_price_that_is_no_number_is_refused(
     monkeypatch.setattr(ledger_module, "epsilon_spent", lambda *_: price)
     with pytest.raises(BudgetExhausted):
         ledger.reserve(spend(1), BUDGET)
-    assert ledger.spends() == []
+    assert ledger.account().spends == []
 
 
 def test_no_noise_never_fits_a_finite_budget(ledger: Ledger) -> None:
@@ -133,7 +134,7 @@ def test_the_same_request_is_charged_once(ledger: Ledger) -> None:
     assert not ledger.reserve(spend(1), BUDGET)
     ledger.commit(spend(1).request_id, "aa")
     assert not ledger.reserve(spend(1), BUDGET)
-    assert ledger.spends() == [spend(1)]
+    assert ledger.account().spends == [spend(1)]
 
 
 def test_a_repeated_request_needs_no_budget(ledger: Ledger) -> None:
@@ -145,7 +146,7 @@ def test_a_changed_request_under_a_used_name_is_refused(ledger: Ledger) -> None:
     ledger.reserve(spend(1), BUDGET)
     with pytest.raises(RequestRefused, match="used before"):
         ledger.reserve(replace(spend(1), request_digest="another"), BUDGET)
-    assert ledger.spends() == [spend(1)]
+    assert ledger.account().spends == [spend(1)]
 
 
 def test_another_unit_is_refused(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +193,7 @@ def test_nothing_in_it_can_be_changed_by_anyone_with_sqlite(
         pytest.raises(sqlite3.IntegrityError, match="append-only"),
     ):
         other.execute(sql)
-    assert ledger.spends() == [spend(1)]
+    assert ledger.account().spends == [spend(1)]
     assert ledger.release_digest(spend(1).request_id) == "aa"
 
 
