@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 EntryKind = Literal["grant", "reserve", "commit", "decline", "note"]
 
+_DECODER = json.JSONDecoder()
+
 GENESIS = "0" * 64
 """Digest before the first entry."""
 
@@ -54,9 +56,13 @@ class Entry:
 
 
 def entry_digest(previous: str, entry: Entry) -> str:
-    """Digest of ``entry`` after ``previous``: SHA-256 of an unambiguous text of both."""
-    parts = [previous, entry.sequence, entry.time, entry.kind, entry.request_id, entry.body]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    """Digest of ``entry`` after ``previous``: SHA-256 of all fields, each after its length."""
+    time, kind, request_id = entry.time, entry.kind, entry.request_id
+    text = (
+        f"{previous} {entry.sequence} {len(time)}:{time} {len(kind)}:{kind} "
+        f"{len(request_id)}:{request_id} {len(entry.body)}:{entry.body}"
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def check_chain(entries: Iterable[Entry], after: Entry | None = None) -> None:
@@ -277,7 +283,7 @@ def account_of(entries: Iterable[Entry], start: Account | None = None) -> Accoun
             if entry.kind == "reserve":
                 spends.append(_spend_of(entry))
             elif entry.kind == "commit":
-                releases[entry.request_id] = str(json.loads(entry.body)["sha256"])
+                releases[entry.request_id] = _decode(entry.body)["sha256"]
             elif entry.kind == "decline":
                 account = replace(account, num_declined=account.num_declined + 1)
             elif entry.kind == "grant":
@@ -297,7 +303,7 @@ def _terms(budget: Budget) -> str:
 
 def _granted(account: Account, entry: Entry, num_spends: int) -> Account:
     """A grant within a running period changes its limit; after its end it begins a new one."""
-    body = json.loads(entry.body)
+    body = _decode(entry.body)
     epsilon = math.inf if body["epsilon"] is None else body["epsilon"]
     grant = Budget(
         epsilon=epsilon, delta=body["delta"], unit=body["unit"], period_days=body["period_days"]
@@ -335,8 +341,14 @@ def reserve_body(spend: Spend, price: Price) -> dict[str, Any]:
     }
 
 
+def _decode(body: str) -> dict[str, Any]:
+    # Half the time of json.loads, which looks for spaces around it.
+    found: dict[str, Any] = _DECODER.raw_decode(body)[0]
+    return found
+
+
 def _spend_of(entry: Entry) -> Spend:
-    body = json.loads(entry.body)
+    body = _decode(entry.body)
     return Spend(
         request_id=entry.request_id,
         request_digest=body["request_digest"],

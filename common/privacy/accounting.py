@@ -1,7 +1,8 @@
 """The price of mechanisms: epsilon of everything that ran, by Opacus' accountants.
 
-Pure: mechanisms in, numbers out. PRV (Gopi et al. 2021, arXiv:2106.02848) is tight and the
-default; RDP (Mironov et al. 2019, arXiv:1908.10530) is looser and serves as the safe bound.
+Pure: mechanisms in, numbers out. Gaussians without sampling are priced exactly (Balle and Wang
+2018). With sampling PRV (Gopi et al. 2021, arXiv:2106.02848) is tight and the default; RDP (Mironov
+et al. 2019, arXiv:1908.10530) is looser and serves as the safe bound.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis.prv import Domain
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+from scipy.special import log_ndtr
 
 from common.errors import ConfigError
 from common.privacy.mechanisms import SampledGaussian
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 AccountantName = Literal["prv", "rdp"]
+"""``prv``: the tight one, exact without sampling; ``rdp``: the quick, looser bound."""
 
 _History = tuple[tuple[float, float, int], ...]
 """Noise multiplier, sampling rate and number of steps of each group of equal steps."""
@@ -38,6 +41,9 @@ _ORDERS = (*_FRACTIONAL_ORDERS, *_INTEGER_ORDERS)
 _MAX_NOISE_FOR_FRACTIONS = 100.0
 # Below, one sampled step costs an epsilon near 500,000, and Opacus' series may never end.
 _MIN_SAMPLED_NOISE = 1e-3
+
+_MIN_EXACT_NOISE = 1e-3  # below, epsilon is beyond 500,000: no privacy to speak of
+_ROUNDING = 1e-13  # of the relative difference of two normal tails in float64
 
 # Where Opacus' PRV is trusted: its float64 grid overflows for losses beyond 700, and rounding costs
 # about (steps x 2^-52) of delta. Time and memory grow with the grid, so a coarser one is tried
@@ -93,6 +99,8 @@ def _history(steps: Mapping[tuple[float, float], int]) -> _History:
 
 @lru_cache(maxsize=4096)
 def _price(history: _History, delta: float, accountant: AccountantName) -> float:
+    if accountant == "prv" and len(history) == 1 and history[0][1] == 1.0:
+        return _exact_epsilon(history[0][0], delta)
     bound = _rdp_epsilon(history, delta)
     if accountant == "prv" and math.isfinite(bound):
         for error in _EPSILON_ERRORS:
@@ -100,6 +108,34 @@ def _price(history: _History, delta: float, accountant: AccountantName) -> float
             if tight < math.inf:
                 return min(tight, bound)
     return bound
+
+
+def _exact_epsilon(noise: float, delta: float) -> float:
+    """Epsilon of one Gaussian at ``delta``, rounded up (Balle and Wang 2018, arXiv:1805.06530).
+
+    By theorem 8, delta(epsilon) = Phi(m/2 - epsilon/m) - e^epsilon Phi(-m/2 - epsilon/m) with
+    m = 1/noise; it falls in epsilon, so a bisection finds where it reaches ``delta``.
+    """
+    if noise < _MIN_EXACT_NOISE:
+        return math.inf
+    mean = 1.0 / noise
+
+    def is_enough(epsilon: float) -> bool:
+        log_first = float(log_ndtr(mean / 2 - epsilon / mean))
+        log_second = epsilon + float(log_ndtr(-mean / 2 - epsilon / mean))
+        # The difference cancels where epsilon is small: then the first term alone is a bound.
+        ratio = -math.expm1(min(log_second - log_first, 0.0)) + _ROUNDING
+        return log_first + math.log(ratio) <= math.log(delta)
+
+    if is_enough(0.0):
+        return 0.0
+    low, high = 0.0, 1.0
+    while not is_enough(high):
+        low, high = high, 2.0 * high
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
 def _rdp_epsilon(history: _History, delta: float) -> float:

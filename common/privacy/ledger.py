@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from common.errors import RequestRefused, StateError
 from common.privacy.account import (
@@ -67,6 +67,7 @@ _SCHEMA = (
     """CREATE TRIGGER append_only_d BEFORE DELETE ON entry
         BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
 )
+_COLUMN_TYPES = (int, str, str, str, str, str)
 
 _CLOCK_TOLERANCE = timedelta(hours=1)
 """How far the clock may go back (it is being set right); the last entry's time stands meanwhile."""
@@ -94,7 +95,7 @@ class Ledger:
             StateError: if the file cannot be opened, is no ledger, has another version, was
                 changed, or is older than its head says.
         """
-        self._path = path
+        self.path = path
         self._head = path.with_name(f"{path.name}.head")
         self._clock = clock
         self._last: Entry | None = None
@@ -103,7 +104,10 @@ class Ledger:
             if not path.exists() and not read_only:
                 self._create()
             # mode=rw: SQLite would otherwise take a vanished or empty file for a fresh ledger.
-            address = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+            mode = "ro" if read_only else "rw"
+            if read_only and not path.with_name(f"{path.name}-wal").exists():
+                mode = "ro&immutable=1"  # nobody writes: leave no files beside it
+            address = f"{path.absolute().as_uri()}?mode={mode}"
             self._db = sqlite3.connect(address, uri=True, isolation_level=None, timeout=10.0)
         except (sqlite3.Error, OSError) as error:
             raise self._broken(error) from error
@@ -146,7 +150,7 @@ class Ledger:
             return now
         if datetime.fromisoformat(self._last.time) - datetime.fromisoformat(now) > _CLOCK_TOLERANCE:
             msg = (
-                f"{self._path}: the clock says {now}, the last entry was written at "
+                f"{self.path}: the clock says {now}, the last entry was written at "
                 f"{self._last.time}. Nothing is released while time runs backwards: set the clock."
             )
             raise StateError(msg)
@@ -168,7 +172,7 @@ class Ledger:
                 terms = [(b.delta, b.unit, b.period_days) for b in (held, budget)]
                 if terms[0] != terms[1]:
                     msg = (
-                        f"{self._path}: the granted period runs until "
+                        f"{self.path}: the granted period runs until "
                         f"{self._account.period_end() or 'the end of the federation'}; within it "
                         "only epsilon may change, not delta, unit or period."
                     )
@@ -220,10 +224,10 @@ class Ledger:
             if recorded == sha256:
                 return
             if recorded is not None:
-                msg = f"{self._path}: a different release is already recorded for this request."
+                msg = f"{self.path}: a different release is already recorded for this request."
                 raise StateError(msg)
             if self._account.find(request_id) is None:
-                msg = f"{self._path}: nothing was reserved for this release."
+                msg = f"{self.path}: nothing was reserved for this release."
                 raise StateError(msg)
             self._append("commit", request_id, {"sha256": sha256})
         self._write_head()
@@ -277,7 +281,7 @@ class Ledger:
             raise self._broken(error) from error
         except StateError as error:
             msg = (
-                f"{self._path}: {error}. Nothing is released on a ledger that is not whole: "
+                f"{self.path}: {error}. Nothing is released on a ledger that is not whole: "
                 "restore it from a copy, or keep this platform out."
             )
             raise StateError(msg) from error
@@ -291,16 +295,17 @@ class Ledger:
             (sequence,),
         )
         for found in rows:
-            if [type(value) for value in found] != [int, *[str] * 5]:
+            if tuple(map(type, found)) != _COLUMN_TYPES:
                 msg = f"entry {found[0]} holds values of the wrong type"
                 raise StateError(msg)
+            number, time, kind, request_id, body, digest = found
             yield Entry(
-                sequence=found[0],
-                time=found[1],
-                kind=cast("EntryKind", found[2]),
-                request_id=found[3],
-                body=found[4],
-                digest=found[5],
+                sequence=number,
+                time=time,
+                kind=kind,
+                request_id=request_id,
+                body=body,
+                digest=digest,
             )
 
     def _check_version(self, *, read_only: bool) -> None:
@@ -310,7 +315,7 @@ class Ledger:
             self._migrate()
         elif found != (_APPLICATION_ID, _SCHEMA_VERSION):
             msg = (
-                f"{self._path}: found a file of type and version {found}, expected a CrossRec "
+                f"{self.path}: found a file of type and version {found}, expected a CrossRec "
                 f"ledger {(_APPLICATION_ID, _SCHEMA_VERSION)}. A damaged or foreign ledger is "
                 "never replaced by an empty one: restore it, or keep this platform out."
             )
@@ -335,13 +340,13 @@ class Ledger:
                 ).fetchone()
         except (OSError, ValueError) as error:
             msg = (
-                f"{self._head}: cannot be read ({error}). It shows that {self._path.name} is no "
+                f"{self._head}: cannot be read ({error}). It shows that {self.path.name} is no "
                 "older copy; restore both together, or keep this platform out."
             )
             raise StateError(msg) from error
         if row != (digest,):
             msg = (
-                f"{self._path}: ends before entry {sequence}, or holds another one: an older copy "
+                f"{self.path}: ends before entry {sequence}, or holds another one: an older copy "
                 "was put in its place. Releases that left are not forgotten: restore the latest."
             )
             raise StateError(msg)
@@ -354,13 +359,13 @@ class Ledger:
         """Make an empty ledger appear at the path, whole; one that is there by now stays."""
         if self._head.exists():
             msg = (
-                f"{self._path} is missing, and {self._head.name} shows that it was there. Nothing "
+                f"{self.path} is missing, and {self._head.name} shows that it was there. Nothing "
                 "is released on a forgotten budget: restore the ledger."
             )
             raise StateError(msg)
-        folder = self._path.parent
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{self._path.name}.") as drafts:
-            draft = Path(drafts) / self._path.name
+        folder = self.path.parent
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{self.path.name}.") as drafts:
+            draft = Path(drafts) / self.path.name
             with closing(sqlite3.connect(draft, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
@@ -369,7 +374,7 @@ class Ledger:
                     db.execute(statement)
             draft.chmod(0o600)
             with suppress(FileExistsError):
-                os.link(draft, self._path)
+                os.link(draft, self.path)
         sync_folder(folder)
 
     def _migrate(self) -> None:
@@ -393,7 +398,7 @@ class Ledger:
 
     def _broken(self, error: Exception) -> StateError:
         return StateError(
-            f"{self._path}: the privacy ledger cannot be used ({error}). Nothing is released "
+            f"{self.path}: the privacy ledger cannot be used ({error}). Nothing is released "
             "without it: check the disk, the permissions, and that no other process holds it."
         )
 

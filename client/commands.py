@@ -1,0 +1,242 @@
+"""The ``crossrec client`` commands, for the engineer at a platform."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from common.privacy.account import Budget
+    from common.privacy.ledger import Ledger
+
+app = typer.Typer(no_args_is_help=True)
+ledger_app = typer.Typer(no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+_PLACE = typer.Argument(
+    help="The platform's platform.toml, or its ledger.sqlite.", show_default=True
+)
+Place = Annotated[Path, _PLACE]
+_DEFAULT = Path("platform.toml")
+
+
+class Format(StrEnum):
+    """Choices of ``--format``."""
+
+    csv = "csv"
+    json = "json"
+
+
+@app.callback()
+def client() -> None:
+    """Run a platform: its side of the federation, and its own privacy budget.
+
+    Example:
+        crossrec client ledger status platform.toml
+    """
+
+
+@app.command()
+def grant(
+    by: Annotated[str, typer.Option(help="Who decided it; written into the ledger.")],
+    config: Annotated[Path, typer.Argument(help="The platform's platform.toml.")] = _DEFAULT,
+) -> None:
+    """Grant the budget that platform.toml states: the only way to more than was granted before.
+
+    Within a running period this changes the limit and forgets nothing. After its end it begins a
+    new period, in which users are charged anew.
+
+    Example:
+        crossrec client grant platform.toml --by "data protection officer"
+    """
+    from contextlib import closing
+
+    from rich.console import Console
+
+    from client.config import PlatformConfig
+    from client.state import PlatformState
+    from common.config import load_config
+
+    platform = load_config(config, PlatformConfig)
+    budget = platform.privacy.budget()
+    with closing(PlatformState(platform.state.folder, platform.state.keep_releases)) as state:
+        state.ledger.grant(budget, by)
+        start = state.ledger.account().period_start
+    Console().print(
+        f"{platform.platform.name}: granted epsilon {budget.epsilon:g} at delta {budget.delta:g} "
+        f"for a {budget.unit}, in the period that began on {start}."
+    )
+
+
+@ledger_app.callback()
+def ledger() -> None:
+    """Read the platform's privacy ledger. None of these commands changes anything.
+
+    Example:
+        crossrec client ledger verify platform.toml
+    """
+
+
+@ledger_app.command()
+def status(place: Place = _DEFAULT) -> None:
+    """Show what is granted, spent and left, and how many rounds that is.
+
+    Example:
+        crossrec client ledger status platform.toml
+    """
+    from contextlib import closing
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from client.ledger_view import sparkline, status_of
+
+    opened, budget = _open(place)
+    with closing(opened) as found:
+        now = status_of(found.account(), budget)
+    limit = min(now.granted, budget.epsilon) if budget else now.granted
+    table = Table(show_header=False, box=None)
+    table.add_column(style="dim")
+    table.add_column()
+    table.add_row("privacy unit", f"{now.unit}: neighbours {now.neighbouring}")
+    table.add_row("granted", f"epsilon {now.granted:g} at delta {now.delta:g}")
+    if limit < now.granted:
+        table.add_row("platform.toml", f"epsilon {limit:g}: lower than granted, so it binds")
+    elif budget and budget.epsilon > now.granted:
+        table.add_row("platform.toml", f"epsilon {budget.epsilon:g}: not granted yet")
+    table.add_row(
+        "period", f"{now.period_start} to {now.period_end or 'the end of the federation'}"
+    )
+    table.add_row(
+        "spent", f"epsilon {now.spent:.4f} (by RDP, the looser bound: {now.spent_rdp:.4f})"
+    )
+    if now.spent_if_broken > now.spent:
+        table.add_row("if aggregation broke", f"epsilon {now.spent_if_broken:.4f}")
+    table.add_row("left", f"epsilon {max(0.0, limit - now.spent):.4f}")
+    if now.spent_for_life > now.spent:
+        table.add_row("over all periods", f"epsilon {now.spent_for_life:.4f}")
+    without = now.num_reserved - now.num_released
+    lost = f"; {without} without (a crash, or in progress), charged all the same" if without else ""
+    table.add_row("releases", f"{now.num_released}{lost}")
+    table.add_row("declined", f"{now.num_declined} requests")
+    if now.rounds_left is not None:
+        table.add_row("rounds left", f"{now.rounds_left} like the last one")
+    if now.curve:
+        table.add_row("epsilon so far", f"{sparkline(now.curve, limit)}| {limit:g}")
+    Console().print(table)
+
+
+@ledger_app.command()
+def history(
+    place: Place = _DEFAULT,
+    last: Annotated[int, typer.Option(min=1, help="How many entries, from the end.")] = 20,
+) -> None:
+    """List the latest entries: grants, reservations, releases, declined requests, notes.
+
+    Example:
+        crossrec client ledger history platform.toml --last 50
+    """
+    from contextlib import closing
+
+    from rich.console import Console
+    from rich.table import Table
+
+    opened, _ = _open(place)
+    with closing(opened) as found:
+        entries = found.entries()
+    table = Table()
+    for name in ("", "time", "entry", "request", "what"):
+        table.add_column(name)
+    for entry in entries[-last:]:
+        table.add_row(
+            str(entry.sequence), entry.time, entry.kind, entry.request_id, _in_words(entry.body)
+        )
+    Console().print(table)
+
+
+@ledger_app.command()
+def export(
+    place: Place = _DEFAULT,
+    form: Annotated[Format, typer.Option("--format", help="File format.")] = Format.csv,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file, else to the screen.")
+    ] = None,
+) -> None:
+    """Write every entry, for a spreadsheet or another program.
+
+    Example:
+        crossrec client ledger export platform.toml --format json --out ledger.json
+    """
+    from contextlib import closing
+
+    from client.ledger_view import export_csv, export_json
+    from common.storage import write_durably
+
+    opened, _ = _open(place)
+    with closing(opened) as found:
+        entries = found.entries()
+    text = export_csv(entries) if form is Format.csv else export_json(entries)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_durably(out, text.encode())
+
+
+@ledger_app.command()
+def verify(place: Place = _DEFAULT) -> None:
+    """Check the whole ledger: its chain, its epsilons, and the releases that are still kept.
+
+    Leaves with exit code 0 if everything holds, 1 with the reasons if not.
+
+    Example:
+        crossrec client ledger verify platform.toml
+    """
+    from contextlib import closing
+
+    from rich.console import Console
+
+    from client.ledger_view import check_ledger
+
+    console = Console()
+    opened, _ = _open(place)
+    with closing(opened) as found:
+        entries, file = found.entries(), found.path
+    findings = check_ledger(entries, file.parent / "releases")
+    for finding in findings:
+        console.print(f"wrong: {finding}", style="red", markup=False)
+    if findings:
+        raise typer.Exit(1)
+    console.print(
+        f"{file}: {len(entries)} entries, an unbroken chain up to its head; every epsilon was "
+        "recomputed and lies within its grant; kept releases are the recorded ones.",
+        markup=False,
+    )
+
+
+def _open(place: Path) -> tuple[Ledger, Budget | None]:
+    from client.config import PlatformConfig
+    from common.config import load_config
+    from common.privacy.ledger import LEDGER_FILE, Ledger
+
+    if place.suffix != ".toml":
+        return Ledger(place, read_only=True), None
+    platform = load_config(place, PlatformConfig)
+    return Ledger(platform.state.folder / LEDGER_FILE, read_only=True), platform.privacy.budget()
+
+
+def _in_words(body: str) -> str:
+    import json
+
+    found = json.loads(body)
+    if "epsilon_after" in found:
+        before, after = (
+            "inf" if found[name] is None else f"{found[name]:.4f}"
+            for name in ("epsilon_before", "epsilon_after")
+        )
+        return f"{found['description']}: epsilon {before} to {after} ({found['accountant']})"
+    if "sha256" in found:
+        return f"release {found['sha256'][:12]}..."
+    return ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)

@@ -1,0 +1,618 @@
+"""The real client is killed again and again, and what left it is held against its ledger.
+
+Run as a program, this file is a server with one platform: it forks the platform, asks it for round
+after round, kills it with SIGKILL, looks at the disk as the kill left it, and starts it again with
+the same round. A release has left when its bytes are in the pipe. A kill loses what a process had
+in memory and nothing that it gave to the operating system: power cuts are not what is shown here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+import client.platform
+from client.config import (
+    AdaptationSection,
+    CatalogueSection,
+    DataSection,
+    PlatformConfig,
+    PlatformSection,
+    PrivacySection,
+    StateSection,
+)
+from client.platform import Platform
+from client.state import PlatformState
+from client.user_vectors import UserVectors
+from common.data.catalogue import read_catalogue
+from common.errors import StateError
+from common.messages import TrainRequest
+from common.models.ncf import NcfConfig, initialise
+from common.privacy.account import check_chain
+from common.privacy.accounting import epsilon_spent
+from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.storage import pack_arrays, sha256, unpack_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from common.models.partition import Arrays
+
+NAME, RUN = "north", "spring"
+NUM_USERS, NUM_ITEMS, USER_STEPS = 20, 30, 2
+USERS = [f"u{user:03d}" for user in range(NUM_USERS)]
+MODEL = NcfConfig(dim=4)
+KILLS_OF_A_LIFE = 25
+"""Random kills before the platform begins anew, in an empty folder."""
+
+_TIMEOUT = 60.0
+_TOUCHED, _LEFT = b"touched", b"left"
+
+
+# --- What is asked ------------------------------------------------------------------------------
+
+
+def move_in(folder: Path) -> PlatformConfig:
+    """Write the platform's files; no simulation, so that noise comes from the system."""
+    folder.mkdir(parents=True)
+    lines = ["user_id,item_id,timestamp"]
+    for number, user in enumerate(USERS):
+        items = np.random.default_rng(number).choice(NUM_ITEMS - 4, size=6, replace=False)
+        lines += [f"{user},i{item:02d},{1000 + k}" for k, item in enumerate(items)]
+    (folder / "purchases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = ["item_id,platform", *(f"i{item:02d},{NAME}" for item in range(NUM_ITEMS - 2))]
+    lines += [f"i{item:02d},south" for item in range(4, NUM_ITEMS)]
+    (folder / "catalogue.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return PlatformConfig(
+        platform=PlatformSection(name=NAME, population=NUM_USERS),
+        data=DataSection(source=folder / "purchases.csv"),
+        catalogue=CatalogueSection(file=folder / "catalogue.csv"),
+        privacy=PrivacySection(epsilon=8.0),
+        state=StateSection(folder=folder / "state"),
+        adaptation=AdaptationSection(validation_users=0),
+    )
+
+
+def request_for(config: PlatformConfig, round_number: int) -> TrainRequest:
+    return TrainRequest(
+        run_id=RUN,
+        round_number=round_number,
+        platform=NAME,
+        catalogue_digest=read_catalogue(config.catalogue.file, platforms=[NAME]).digest,
+        model=MODEL,
+        trust="local",
+        num_platforms=2,
+        noise_multiplier=30.0,
+        clipping_norm=0.25,
+        sampling_rate=1.0,
+        local_steps=1,
+        denominator=float(NUM_USERS),
+        learning_rate=1.0,
+        user_steps=USER_STEPS,
+    )
+
+
+def shared_for(round_number: int) -> Arrays:
+    """The shared arrays of a round, the same whenever it is asked for."""
+    generator = torch.Generator().manual_seed(round_number)
+    parameters = initialise(MODEL, NUM_ITEMS, generator).named_parameters()
+    return {name: parameter.detach().numpy().copy() for name, parameter in parameters}
+
+
+# --- The platform's process ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """When a platform's process dies; never, if nothing is said."""
+
+    delay: float | None = None
+    """Seconds after its start."""
+    event: int | None = None
+    """At its n-th event of any kind, from 1 ..."""
+    label: str | None = None
+    """... or of this kind; all are listed in :func:`planted_kill`."""
+
+
+class Events:
+    """Counts what the process does to its files, and ends it where it was told to."""
+
+    def __init__(self, kill: Kill) -> None:
+        self._kill, self._count = kill, 0
+        self.seen: list[str] = []
+
+    def __call__(self, label: str) -> None:
+        self.seen.append(label)
+        self._count += self._kill.label in (None, label)
+        if self._count == self._kill.event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+            self(f"before {name}")
+            result = function(*arguments, **more)
+            self(f"after {name}")
+            return result
+
+        return watched
+
+
+def planted_kill(kill: Kill, touched: Callable[[], None]) -> Events:
+    """Put events around every change of a file, and before every statement of SQLite."""
+    events = Events(kill)
+    for name in ("fsync", "replace", "link", "unlink"):
+        setattr(os, name, events.around(name, getattr(os, name)))
+    connect, load_data = sqlite3.connect, client.platform.load_platform_data
+
+    def traced_connect(*arguments: Any, **more: Any) -> sqlite3.Connection:  # noqa: ANN401
+        connection: sqlite3.Connection = connect(*arguments, **more)
+        connection.set_trace_callback(lambda text: events(f"sql {text.split()[0]}"))
+        return connection
+
+    def watched_load_data(config: PlatformConfig) -> Any:  # noqa: ANN401
+        touched()
+        events("data")
+        return load_data(config)
+
+    sqlite3.connect = traced_connect  # type: ignore[assignment]
+    client.platform.load_platform_data = watched_load_data
+    return events
+
+
+def work(config: PlatformConfig, requests: int, answers: int, kill: Kill, bug: str) -> None:
+    """Answer the rounds that are asked for until nobody asks; the process ends with it."""
+    current = 0
+
+    def send(kind: bytes, content: bytes = b"") -> None:
+        message = b"%s %d %d\n%s" % (kind, current, len(content), content)
+        assert len(message) <= select.PIPE_BUF, "a pipe takes this much whole, or not at all"
+        os.write(answers, message)
+
+    events = planted_kill(kill, lambda: send(_TOUCHED))
+    after_reply = BUGS[bug]()
+    for line in os.fdopen(requests, "r"):
+        current = int(line)
+        platform = Platform(config)
+        reply, release = platform.train(request_for(config, current), shared_for(current))
+        assert release is not None, reply.reason
+        events("before reply")
+        send(_LEFT, pack_arrays(release, {"events": json.dumps(events.seen)}))
+        events.seen.clear()
+        events("after reply")
+        after_reply(config)
+
+
+# --- Bugs that the harness must find ------------------------------------------------------------
+
+
+def _no_bug() -> Callable[[PlatformConfig], None]:
+    return lambda _: None
+
+
+def _reserves_after_training() -> Callable[[PlatformConfig], None]:
+    reserve, commit = Ledger.reserve, Ledger.commit
+    waiting: list[tuple[Any, Any]] = []
+
+    def wait(_: Ledger, spend: Any, budget: Any) -> bool:  # noqa: ANN401
+        waiting.append((spend, budget))
+        return True
+
+    def reserve_and_commit(ledger: Ledger, request_id: str, digest: str) -> None:
+        reserve(ledger, *waiting.pop())
+        commit(ledger, request_id, digest)
+
+    Ledger.reserve = wait  # type: ignore[method-assign]
+    Ledger.commit = reserve_and_commit  # type: ignore[method-assign]
+    return lambda _: None
+
+
+def _never_commits() -> Callable[[PlatformConfig], None]:
+    Ledger.commit = lambda *_: None  # type: ignore[method-assign]
+    return lambda _: None
+
+
+def _sends_before_storing() -> Callable[[PlatformConfig], None]:
+    store, waiting = PlatformState.store_release, []
+
+    def store_now(config: PlatformConfig) -> None:
+        with closing(PlatformState(config.state.folder, config.state.keep_releases)) as state:
+            while waiting:
+                store(state, *waiting.pop())
+
+    PlatformState.store_release = (  # type: ignore[method-assign]
+        lambda _, *arguments: waiting.append(arguments)
+    )
+    return store_now
+
+
+def _charges_again() -> Callable[[PlatformConfig], None]:
+    """Charges a repeated request under another name, as a ledger without unique names would."""
+    reserve = Ledger.reserve
+
+    def reserve_again(ledger: Ledger, spend: Any, budget: Any) -> bool:  # noqa: ANN401
+        if reserve(ledger, spend, budget):
+            return True
+        again = f"{spend.request_id}+{len(ledger.account().spends)}"
+        return reserve(ledger, replace(spend, request_id=again), budget)
+
+    Ledger.reserve = reserve_again  # type: ignore[method-assign]
+    return lambda _: None
+
+
+def _head_before_commit() -> Callable[[PlatformConfig], None]:
+    append = Ledger._append
+
+    def append_with_head(ledger: Ledger, *arguments: Any) -> None:  # noqa: ANN401
+        append(ledger, *arguments)
+        ledger._write_head()
+
+    Ledger._append = append_with_head  # type: ignore[method-assign]
+    return lambda _: None
+
+
+def _vectors_in_place() -> Callable[[PlatformConfig], None]:
+    """Private vectors of the latest round are found before its release is recorded."""
+    load = PlatformState.load_vectors
+
+    def load_unrecorded(state: PlatformState, run_id: str, *more: Any) -> UserVectors:  # noqa: ANN401
+        account = state.ledger.account()
+        digests = dict.fromkeys((spend.request_id for spend in account.spends), "")
+        unrecorded = replace(account, releases=digests)
+        state.ledger.account = lambda: unrecorded  # type: ignore[method-assign]
+        try:
+            return load(state, run_id, *more)
+        finally:
+            del state.ledger.account
+
+    PlatformState.load_vectors = load_unrecorded  # type: ignore[method-assign]
+    return lambda _: None
+
+
+BUGS: dict[str, Callable[[], Callable[[PlatformConfig], None]]] = {
+    "none": _no_bug,
+    "reserves after training": _reserves_after_training,
+    "never commits": _never_commits,
+    "sends before storing": _sends_before_storing,
+    "charges again": _charges_again,
+    "head before commit": _head_before_commit,
+    "vectors in place": _vectors_in_place,
+}
+
+
+# --- The server ---------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Child:
+    """A platform's process as its server sees it."""
+
+    pid: int
+    requests: int
+    answers: int
+    buffer: bytes = b""
+
+    def ask(self, round_number: int) -> None:
+        try:
+            os.write(self.requests, b"%d\n" % round_number)
+        except BrokenPipeError:
+            pass  # it is dead: nothing will come, and that is what the reader finds
+
+    def next_message(self, deadline: float) -> tuple[bytes, int, bytes] | None:
+        """The next message; None at the end of the pipe, or at the deadline."""
+        while True:
+            head, found, rest = self.buffer.partition(b"\n")
+            if found:
+                kind, round_number, size = head.split()
+                if len(rest) >= int(size):
+                    self.buffer = rest[int(size) :]
+                    return kind, int(round_number), rest[: int(size)]
+            wait = max(0.0, deadline - time.monotonic())
+            if not select.select([self.answers], [], [], wait)[0]:
+                return None
+            more = os.read(self.answers, 1 << 16)
+            if not more:
+                return None
+            self.buffer += more
+
+
+@contextmanager
+def started(config: PlatformConfig, kill: Kill, bug: str) -> Iterator[Child]:
+    (asked, requests), (answers, answered) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(requests)
+            os.close(answers)
+            work(config, asked, answered, kill, bug)
+        except BaseException:  # noqa: BLE001 - nothing of the server's may run in this process
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(asked)
+    os.close(answered)
+    child = Child(pid=pid, requests=requests, answers=answers)
+    try:
+        yield child
+    finally:
+        os.kill(pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
+        os.waitpid(pid, 0)
+        os.close(requests)
+        os.close(answers)
+
+
+@dataclass(kw_only=True)
+class Life:
+    """A platform from its first round on, and everything that left it."""
+
+    config: PlatformConfig
+    bug: str = "none"
+    heads: bool = False
+    """Whether the head must cover every release that left."""
+    left: dict[int, bytes] = field(default_factory=dict)
+    """What left, packed, by round."""
+    touched: set[int] = field(default_factory=set)
+    """Rounds in which the platform looked at its data."""
+    fell: Counter[str] = field(default_factory=Counter)
+    """Where kills fell, by what was on disk."""
+    events: list[list[str]] = field(default_factory=list)
+    """What the process did for each answer."""
+
+    @property
+    def current(self) -> int:
+        """The round that is asked for: the first that has not left."""
+        return len(self.left) + 1
+
+    def run(self, kill: Kill, rounds: int | None = None) -> float:
+        """Start the platform and kill it, or let it finish ``rounds`` more; then look at its disk.
+
+        Returns:
+            seconds until the last answer.
+        """
+        begin = time.monotonic()
+        last, answered = begin, begin
+        deadline = begin + (_TIMEOUT if kill.delay is None else kill.delay)
+        goal = self.current + (rounds if rounds is not None else 1_000)
+        repeats = list(self.left)[-2:]
+        with started(self.config, kill, self.bug) as child:
+            while True:
+                repeated = repeats.pop() if repeats else None
+                asked = self.current if repeated is None else repeated
+                if asked == goal:
+                    break
+                child.ask(asked)
+                if not self._listen(child, asked, deadline):
+                    last = time.monotonic()
+                    os.kill(child.pid, signal.SIGKILL)
+                    self._listen(child, asked, last + _TIMEOUT)  # it may have left in between
+                    break
+                answered = time.monotonic()
+        assert rounds is None or self.current == goal, f"round {self.current} was not answered"
+        assert rounds is not None or last < begin + _TIMEOUT, "the process was never killed"
+        self.examine(is_killed=rounds is None)
+        return answered - begin
+
+    def _listen(self, child: Child, asked: int, deadline: float) -> bool:
+        """Take in what comes until the answer; False if it does not come."""
+        while (message := child.next_message(deadline)) is not None:
+            kind, round_number, content = message
+            if kind == _TOUCHED:
+                self.touched.add(round_number)
+                continue
+            assert round_number == asked
+            arrays, metadata = unpack_arrays(content, "the pipe")
+            self.events.append(json.loads(metadata["events"]))
+            packed = pack_arrays(arrays, {"request": request_for(self.config, asked).request_id})
+            assert self.left.setdefault(asked, packed) == packed, f"round {asked} left twice"
+            return True
+        return False
+
+    def examine(self, *, is_killed: bool) -> None:
+        """Hold the disk, as it was left, against what left; a copy, so that nothing is mended.
+
+        Raises:
+            AssertionError: if a law of the ledger is broken.
+        """
+        folder = self.config.state.folder
+        if not (folder / LEDGER_FILE).exists():
+            assert not self.left, "releases left, and there is no ledger"
+            assert not self.touched, "data was touched, and there is no ledger"
+            self.fell["no ledger yet"] += is_killed
+            return
+        copy = folder.with_name("copy")
+        shutil.copytree(folder, copy)
+        try:
+            with closing(PlatformState(copy, self.config.state.keep_releases)) as state:
+                where = self._examine_state(state, copy)
+        except StateError as error:
+            raise AssertionError(f"the ledger does not open: {error}") from error
+        finally:
+            shutil.rmtree(copy)
+        self.fell[where] += is_killed
+
+    def _examine_state(self, state: PlatformState, folder: Path) -> str:
+        entries = state.ledger.entries()
+        check_chain(entries)
+        account = state.ledger.account()
+        names = {n: request_for(self.config, n).request_id for n in range(1, self.current + 1)}
+        reserved = [entry.request_id for entry in entries if entry.kind == "reserve"]
+        charged, left = set(reserved), {names[number] for number in self.left}
+        assert len(reserved) == len(charged), "a request is charged twice"
+        assert charged <= set(names.values()), "something is charged that nobody asked for"
+        assert {names[n] for n in self.touched} <= charged, "data was touched before it was charged"
+        assert left <= account.releases.keys() <= charged, "a release left before it was recorded"
+        crashed = charged - left
+        assert len(crashed) <= 1
+
+        delta, one = self.config.privacy.delta, request_for(self.config, 1).mechanism()
+        epsilon = epsilon_spent(account.mechanisms(), delta, "rdp")
+        assert epsilon >= epsilon_spent([one] * len(left), delta, "rdp")
+        assert epsilon <= epsilon_spent([one] * (len(left) + len(crashed)), delta, "rdp")
+
+        for number, packed in self.left.items():
+            assert account.releases[names[number]] == sha256(packed), "recorded otherwise"
+        for name in list(account.releases)[-self.config.state.keep_releases :]:
+            assert state.load_release(name) is not None, "recorded, and not there"
+        fresh = UserVectors.initial(NUM_USERS, MODEL.user_dim, torch.Generator())
+        steps = state.load_vectors(RUN, USERS, fresh).num_steps
+        assert (steps == USER_STEPS * len(account.releases)).all(), "vectors of another round"
+
+        if self.heads:
+            covered = int((folder / f"{LEDGER_FILE}.head").read_text(encoding="ascii").split()[0])
+            commits = [e.sequence for e in entries if e.kind == "commit" and e.request_id in left]
+            assert covered >= max(commits, default=0), "the head knows less than what left"
+
+        name = names[self.current]
+        if name not in charged:
+            return "between rounds"
+        stored = [kind for kind in ("private", "releases") if state._file(kind, name).exists()]
+        return "recorded" if name in account.releases else " ".join(["reserved", *stored])
+
+
+# --- Runs ---------------------------------------------------------------------------------------
+
+
+def random_and_chosen_kills(folder: Path, num_kills: int) -> dict[str, Any]:
+    """Kills at every event of the first rounds, then at random times, ``num_kills`` in all."""
+    rng = random.Random(num_kills)  # noqa: S311 - where a test looks
+    begin, lives = time.monotonic(), []
+
+    def new_life() -> Life:
+        lives.append(Life(config=move_in(folder / str(len(lives)))))
+        return lives[-1]
+
+    # What an answer does, and how long it takes: in a new folder, and after a kill.
+    plain = new_life()
+    plain.run(Kill(), rounds=1)
+    durations = sorted(plain.run(Kill(), rounds=1) for _ in range(5))
+    num_first, num_later = len(plain.events[0]), len(plain.events[-1])
+    chosen = [1 + k * num_first // max(1, num_kills // 5) for k in range(num_kills // 5)]
+    for event in sorted(set(chosen)):
+        life = new_life()
+        life.run(Kill(event=event))
+        life.run(Kill(), rounds=1)
+    life = new_life()
+    for event in sorted({1 + k * num_later // (num_kills // 3) for k in range(num_kills // 3)}):
+        life.run(Kill(event=event))
+    life.run(Kill(), rounds=2)
+    num_chosen = killed = sum(life.fell.total() for life in lives)
+    longest = 1.5 * durations[len(durations) // 2]
+    while killed < num_kills:
+        if (killed - num_chosen) % KILLS_OF_A_LIFE == 0:
+            life.run(Kill(), rounds=2)
+            life = new_life()
+        life.run(Kill(delay=rng.uniform(0.0, longest)))
+        killed += 1
+    life.run(Kill(), rounds=2)
+    fell: Counter[str] = sum((life.fell for life in lives), Counter())
+    return {
+        "kills": fell.total(),
+        "at chosen events": num_chosen,
+        "fell": dict(fell.most_common()),
+        "events of an answer": [num_first, num_later],
+        "milliseconds of an answer": round(1000 * durations[len(durations) // 2]),
+        "releases that left": sum(len(life.left) for life in lives),
+        "lives": len(lives),
+        "drafts left behind": sum(1 for _ in folder.rglob("*.part")),
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+
+
+def one_kill(folder: Path, *, bug: str, kill: Kill, heads: bool = False) -> dict[str, Any]:
+    """A round in peace, a kill in the next, and two more rounds with their repeats."""
+    life = Life(config=move_in(folder), bug=bug, heads=heads)
+    life.run(Kill(), rounds=1)
+    life.run(kill)
+    life.run(Kill(), rounds=2)
+    life.run(Kill(), rounds=0)
+    return {"fell": dict(life.fell)}
+
+
+def main(folder: Path, task: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    mechanism = request_for(move_in(folder / "warm"), 1).mechanism()
+    epsilon_spent([mechanism], 1e-5, "rdp")  # forks inherit what is in the cache
+    if "num_kills" in task:
+        report = random_and_chosen_kills(folder / "lives", task["num_kills"])
+    else:
+        kill = Kill(**task.pop("kill"))
+        report = one_kill(folder / "life", kill=kill, **task)
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def harness(folder: Path, **task: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Run :func:`main` in a process of its own, which has one thread and so may fork.
+
+    Raises:
+        AssertionError: with what it printed, if a law was broken.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.test_kills", str(folder), json.dumps(task)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+# --- Tests --------------------------------------------------------------------------------------
+
+
+def check_report(report: dict[str, Any], num_kills: int) -> None:
+    sys.stdout.write(json.dumps(report, indent=1) + "\n")
+    assert report["kills"] == num_kills
+    everywhere = {"no ledger yet", "between rounds", "reserved", "reserved private", "recorded"}
+    assert report["fell"].keys() >= {*everywhere, "reserved private releases"}
+
+
+def test_what_left_is_charged_once_and_never_changes_however_often_the_client_is_killed(
+    tmp_path: Path,
+) -> None:
+    check_report(harness(tmp_path, num_kills=200), 200)
+
+
+COMMIT = {"label": "sql COMMIT", "event": 2}
+"""Of the release; the first is of the reservation."""
+
+
+@pytest.mark.parametrize(
+    ("bug", "kill", "finding"),
+    [
+        ("reserves after training", {"label": "data", "event": 1}, "touched before it was charged"),
+        ("never commits", {"label": "after reply", "event": 2}, "left before it was recorded"),
+        ("sends before storing", {"label": "after reply", "event": 2}, "left before it was"),
+        ("charges again", {"label": "data", "event": 1}, "that nobody asked for"),
+        ("head before commit", COMMIT, "does not open"),
+        ("vectors in place", COMMIT, "vectors of another round"),
+    ],
+)
+def test_a_planted_bug_is_found_by_one_kill(
+    tmp_path: Path, bug: str, kill: dict[str, Any], finding: str
+) -> None:
+    assert harness(tmp_path / "right", bug="none", kill=kill)["fell"]
+    with pytest.raises(AssertionError, match=finding):
+        harness(tmp_path / "wrong", bug=bug, kill=kill)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
