@@ -93,6 +93,7 @@ def status(place: Place = _DEFAULT) -> None:
     from rich.table import Table
 
     from client.ledger_view import sparkline, status_of
+    from common.privacy.ledger import utc_now
 
     opened, budget = _open(place)
     with closing(opened) as found:
@@ -107,9 +108,10 @@ def status(place: Place = _DEFAULT) -> None:
         table.add_row("platform.toml", f"epsilon {limit:g}: lower than granted, so it binds")
     elif budget and budget.epsilon > now.granted:
         table.add_row("platform.toml", f"epsilon {budget.epsilon:g}: not granted yet")
-    table.add_row(
-        "period", f"{now.period_start} to {now.period_end or 'the end of the federation'}"
-    )
+    end = now.period_end or "the end of the federation"
+    if now.period_end and now.period_end <= utc_now():
+        end += " (over: crossrec client grant begins a new one)"
+    table.add_row("period", f"{now.period_start} to {end}")
     table.add_row(
         "spent", f"epsilon {now.spent:.4f} (by RDP, the looser bound: {now.spent_rdp:.4f})"
     )

@@ -83,6 +83,9 @@ class PrivacySection:
         if not (math.isfinite(self.max_clipping_norm) and self.max_clipping_norm > 0):
             msg = f"max_clipping_norm: found {self.max_clipping_norm}, expected a positive number."
             raise ConfigError(msg)
+        if self.max_rounds < 1:
+            msg = f"max_rounds: found {self.max_rounds}, expected at least 1."
+            raise ConfigError(msg)
         if not (math.isfinite(self.min_noise_multiplier) and self.min_noise_multiplier >= 0):
             msg = f"min_noise_multiplier: found {self.min_noise_multiplier}, expected at least 0."
             raise ConfigError(msg)

@@ -120,6 +120,7 @@ class Platform:
             stored = state.load_release(request.request_id)
             if stored is not None:
                 return stored
+            state.start_training()
             try:
                 return self._train(request, shared, state)
             except Exception as error:

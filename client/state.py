@@ -5,6 +5,7 @@ Layout of the folder::
     ledger.sqlite                   grants, spends and releases
     ledger.sqlite.head              digest of its last entry: shows an older copy put in its place
     lock                            held by the one process that works for the platform
+    training.txt                    there from the first touch of data to the recorded release
     stopped.txt                     why the platform stopped answering; delete it to go on
     releases/<hash>.safetensors     latest releases, byte for byte
     private/<hash>.safetensors      user vectors after the round of the same name
@@ -20,6 +21,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
@@ -46,6 +49,7 @@ ServedName = Literal["alone", "joined"]
 """What a platform may serve; the gate chooses."""
 
 STOPPED_FILE = "stopped.txt"
+_TRAINING_FILE = "training.txt"
 _TRACES = ("releases", "private", "model")
 _VECTORS = ("values", "first_moment", "second_moment", "num_steps")
 
@@ -64,25 +68,39 @@ class PlatformState:
         ledger = folder / LEDGER_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("w")
+        except OSError as error:
+            msg = f"{folder}: cannot be used ({error.strerror})."
+            raise StateError(msg) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not ledger.exists() and any((folder / name).exists() for name in _TRACES):
                 msg = (
                     f"{ledger} is missing, and {folder} shows that releases were made. Nothing is "
                     "released on a forgotten budget: restore the ledger."
                 )
-                raise StateError(msg)
-            self._lock = (folder / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                raise StateError(msg)  # noqa: TRY301
+            self._remove_drafts()
+            self.ledger = Ledger(ledger)
         except BlockingIOError as error:
+            self._lock.close()
             msg = f"{folder}: another process works for this platform; stop one of the two."
             raise StateError(msg) from error
         except OSError as error:
+            self._lock.close()
             msg = f"{folder}: cannot be used ({error.strerror})."
             raise StateError(msg) from error
-        try:
-            self.ledger = Ledger(ledger)
-        except StateError:
+        except BaseException:
             self._lock.close()
             raise
+
+    def _remove_drafts(self) -> None:
+        """Files that a killed process left half written; they may hold users' vectors."""
+        for draft in (*self._folder.glob("*.part"), *self._folder.glob("*/*.part")):
+            with suppress(OSError):
+                draft.unlink()
+        for draft in self._folder.glob(f".{LEDGER_FILE}.*"):
+            shutil.rmtree(draft, ignore_errors=True)
 
     def close(self) -> None:
         """Close the ledger and let the next process in."""
@@ -99,6 +117,7 @@ class PlatformState:
         content = pack_arrays(release, {"request": request_id})
         write_durably(self._file("releases", request_id), content)
         self.ledger.commit(request_id, sha256(content))
+        (self._folder / _TRAINING_FILE).unlink(missing_ok=True)
         self._forget_old()
 
     def load_release(self, request_id: str) -> Arrays | None:
@@ -148,9 +167,16 @@ class PlatformState:
             return vectors
         return fresh
 
+    def start_training(self) -> None:
+        """Leave a mark before data are touched, that :meth:`stop` can use on a full disk, too."""
+        write_durably(self._folder / _TRAINING_FILE, b"training failed; the log has the cause\n")
+
     def stop(self, cause: Exception) -> None:
         """Refuse every later request until a person has looked: see :meth:`check_running`."""
-        write_durably(self._folder / STOPPED_FILE, f"{type(cause).__name__}: {cause}\n".encode())
+        stopped = self._folder / STOPPED_FILE
+        (self._folder / _TRAINING_FILE).replace(stopped)  # needs no space on the disk
+        with suppress(StateError):
+            write_durably(stopped, f"{type(cause).__name__}: {cause}\n".encode())
 
     def check_running(self) -> None:
         """Refuse to go on after a failure that may have depended on the data.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from common.errors import BudgetExhausted, ConfigError, RequestRefused, StateError
 from common.privacy.accounting import AccountantName, epsilon_spent
-from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, mechanism_from_dict
+from common.privacy.mechanisms import MAX_STEPS, PrivacyUnit, SampledGaussian, mechanism_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EntryKind = Literal["grant", "reserve", "commit", "decline", "note"]
 
 _DECODER = json.JSONDecoder()
+
+_LONGEST_PERIOD = 36_500
 
 GENESIS = "0" * 64
 """Digest before the first entry."""
@@ -115,8 +117,8 @@ class Budget:
         if self.unit not in get_args(PrivacyUnit):
             msg = f"unit: found {self.unit!r}, expected one of {', '.join(get_args(PrivacyUnit))}."
             raise ConfigError(msg)
-        if self.period_days is not None and self.period_days < 1:
-            msg = f"period_days: found {self.period_days}, expected at least 1."
+        if self.period_days is not None and not 1 <= self.period_days <= _LONGEST_PERIOD:
+            msg = f"period_days: found {self.period_days}, expected 1 to {_LONGEST_PERIOD}."
             raise ConfigError(msg)
 
 
@@ -197,6 +199,12 @@ class Account:
         if grant is None:
             msg = "nothing is granted yet."
             raise StateError(msg)
+        if self.has_ended(now):
+            msg = (
+                f"the granted period ended on {self.period_end()}. A new one is an explicit "
+                "decision: crossrec client grant."
+            )
+            raise StateError(msg)
         if (grant.delta, grant.unit, grant.period_days) != (
             budget.delta,
             budget.unit,
@@ -205,12 +213,6 @@ class Account:
             msg = (
                 f"platform.toml asks for {_terms(budget)}, and the ledger grants {_terms(grant)}. "
                 "Only epsilon may change within a period: go back to what was granted."
-            )
-            raise StateError(msg)
-        if self.has_ended(now):
-            msg = (
-                f"the granted period ended on {self.period_end()}. A new one is an explicit "
-                "decision: crossrec client grant."
             )
             raise StateError(msg)
         if spend.mechanism.unit != grant.unit:
@@ -245,6 +247,8 @@ def rounds_left(account: Account, budget: Budget, *, at_most: int = 100_000) -> 
         return None
     limit, next_round = min(account.grant.epsilon, budget.epsilon), account.spends[-1].mechanism
 
+    at_most = min(at_most, MAX_STEPS // next_round.steps)
+
     def fits(rounds: int) -> bool:
         several = replace(next_round, steps=next_round.steps * rounds)
         return epsilon_spent([*mechanisms, several], budget.delta) <= limit
@@ -252,10 +256,11 @@ def rounds_left(account: Account, budget: Budget, *, at_most: int = 100_000) -> 
     low, high = 0, 1
     while high <= at_most and fits(high):
         low, high = high, 2 * high
+    high = min(high, at_most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return min(low, at_most)
+    return low
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

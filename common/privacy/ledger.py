@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import RequestRefused, StateError
+from common.errors import ConfigError, RequestRefused, StateError
 from common.privacy.account import (
     GENESIS,
     MAX_DECLINES,
@@ -67,6 +67,8 @@ _SCHEMA = (
     """CREATE TRIGGER append_only_d BEFORE DELETE ON entry
         BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
 )
+_BEFORE_ALL = -(2**63)
+_LONGEST_TEXT = 1000
 _COLUMN_TYPES = (int, str, str, str, str, str)
 
 _CLOCK_TOLERANCE = timedelta(hours=1)
@@ -130,7 +132,7 @@ class Ledger:
     def entries(self) -> list[Entry]:
         """Every entry, oldest first; checked when the ledger was opened."""
         try:
-            return list(self._read_after(0))
+            return list(self._read_after(_BEFORE_ALL))
         except sqlite3.Error as error:
             raise self._broken(error) from error
 
@@ -177,7 +179,7 @@ class Ledger:
                         "only epsilon may change, not delta, unit or period."
                     )
                     raise StateError(msg)
-            self._append("grant", "", grant_body(budget, by))
+            self._append("grant", "", grant_body(budget, by), now)
         self._write_head()
 
     def reserve(self, spend: Spend, budget: Budget) -> bool:
@@ -197,6 +199,7 @@ class Ledger:
                 nothing may be released then.
         """
         with self._writing():
+            now = self.now()
             earlier = self._account.find(spend.request_id)
             if earlier is not None:
                 if earlier.request_digest == spend.request_digest:
@@ -207,9 +210,9 @@ class Ledger:
                 )
                 raise RequestRefused(msg)
             if self._account.grant is None:
-                self._append("grant", "", grant_body(budget, "platform.toml, at first use"))
-            price = self._account.price(spend, budget, self.now())
-            self._append("reserve", spend.request_id, reserve_body(spend, price))
+                self._append("grant", "", grant_body(budget, "platform.toml, at first use"), now)
+            price = self._account.price(spend, budget, now)
+            self._append("reserve", spend.request_id, reserve_body(spend, price), now)
         self._write_head()
         return True
 
@@ -229,25 +232,26 @@ class Ledger:
             if self._account.find(request_id) is None:
                 msg = f"{self.path}: nothing was reserved for this release."
                 raise StateError(msg)
-            self._append("commit", request_id, {"sha256": sha256})
+            self._append("commit", request_id, {"sha256": sha256}, self.now())
         self._write_head()
 
     def decline(self, request_id: str, reason: str) -> None:
-        """Write down that a request was declined; a flood of them is cut off."""
+        """Write down that a request was declined; floods and oversized texts are cut off."""
+        request_id, reason = _storable(request_id), _storable(reason)
         with self._writing():
             if self._account.num_declined >= MAX_DECLINES:
                 return
-            self._append("decline", request_id, {"reason": reason})
+            self._append("decline", request_id, {"reason": reason}, self.now())
         self._write_head()
 
     def note(self, text: str) -> None:
         """Write down something for people."""
         with self._writing():
-            self._append("note", "", {"text": text})
+            self._append("note", "", {"text": _storable(text)}, self.now())
         self._write_head()
 
-    def _append(self, kind: EntryKind, request_id: str, body: dict[str, Any]) -> None:
-        entry = _entry_after(self._last, kind, request_id, body, self.now())
+    def _append(self, kind: EntryKind, request_id: str, body: dict[str, Any], now: str) -> None:
+        entry = _entry_after(self._last, kind, request_id, body, now)
         _insert(self._db, [entry])
         self._account = account_of([entry], self._account)
         self._last = entry
@@ -274,7 +278,7 @@ class Ledger:
     def _refresh(self) -> None:
         """Read what is new, and check that it continues what was checked before."""
         try:
-            entries = list(self._read_after(self._last.sequence if self._last else 0))
+            entries = list(self._read_after(self._last.sequence if self._last else _BEFORE_ALL))
             check_chain(entries, self._last)
             self._account = account_of(entries, self._account)
         except sqlite3.Error as error:
@@ -324,8 +328,8 @@ class Ledger:
     def _check_head(self, *, read_only: bool) -> None:
         """Refuse a ledger that ends before the entry that was written last.
 
-        The database may be ahead by what was written just before a crash, never behind. There is a
-        head before there is a first entry.
+        The database may be ahead by what was written just before a crash, never behind; then the
+        head follows, before anything is answered. There is a head before there is a first entry.
         """
         if self._last is None and not self._head.exists():
             if not read_only:
@@ -338,7 +342,7 @@ class Ledger:
                 row = self._db.execute(
                     "SELECT digest FROM entry WHERE sequence = ?", (int(sequence),)
                 ).fetchone()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             msg = (
                 f"{self._head}: cannot be read ({error}). It shows that {self.path.name} is no "
                 "older copy; restore both together, or keep this platform out."
@@ -350,6 +354,8 @@ class Ledger:
                 "was put in its place. Releases that left are not forgotten: restore the latest."
             )
             raise StateError(msg)
+        if not read_only and self._last is not None and int(sequence) < self._last.sequence:
+            self._write_head()
 
     def _write_head(self) -> None:
         sequence, digest = (self._last.sequence, self._last.digest) if self._last else (0, GENESIS)
@@ -357,7 +363,7 @@ class Ledger:
 
     def _create(self) -> None:
         """Make an empty ledger appear at the path, whole; one that is there by now stays."""
-        if self._head.exists():
+        if self._head.exists() and not self.path.exists():  # another process may be as quick
             msg = (
                 f"{self.path} is missing, and {self._head.name} shows that it was there. Nothing "
                 "is released on a forgotten budget: restore the ledger."
@@ -381,7 +387,18 @@ class Ledger:
         """Carry the spends and releases of version 1 over; their times were never written down."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
+            if self._db.execute("PRAGMA user_version").fetchone()[0] == _SCHEMA_VERSION:
+                self._db.execute("ROLLBACK")  # another process was as quick
+                return
             entries = _entries_of_version_1(self._db)
+            last = entries[-1]
+            head = f"{last.sequence} {last.digest}\n"
+            if self._head.exists() and self._head.read_text(encoding="ascii") != head:
+                msg = (
+                    f"{self.path}: an older copy, of version 1, was put in the place of a ledger "
+                    "that went on. Releases that left are not forgotten: restore the latest."
+                )
+                raise StateError(msg)  # noqa: TRY301
             for table in ("release", "spend"):
                 self._db.execute(f"DROP TABLE {table}")
             for statement in _SCHEMA:
@@ -389,18 +406,25 @@ class Ledger:
             _insert(self._db, entries)
             self._db.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             # The head first: a crash before the commit migrates again, to the same entries.
-            last = entries[-1]
-            write_durably(self._head, f"{last.sequence} {last.digest}\n".encode("ascii"))
+            write_durably(self._head, head.encode("ascii"))
+            self._db.execute("COMMIT")
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            self._db.execute("ROLLBACK")
+            raise self._broken(error) from error
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _broken(self, error: Exception) -> StateError:
         return StateError(
             f"{self.path}: the privacy ledger cannot be used ({error}). Nothing is released "
             "without it: check the disk, the permissions, and that no other process holds it."
         )
+
+
+def _storable(text: str) -> str:
+    """``text`` as the ledger takes it: of bounded length, and valid Unicode."""
+    return text[:_LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
 
 
 def _entry_after(

@@ -22,7 +22,7 @@ TrustMode = Literal["local", "secagg-simulated", "none"]
 """Who sees a release: ``local`` = anyone; ``secagg-simulated`` = priced as if only the sum were
 seen, while the sum is plain (simulations only); ``none`` = no noise, no guarantee."""
 
-_MAX_STEPS = 10**9  # beyond any training; float64 counts far further
+MAX_STEPS = 10**9  # beyond any training; float64 counts far further
 
 NEIGHBOURING = "add or remove one user with all her interactions"
 
@@ -60,8 +60,8 @@ class SampledGaussian:
         if not 0 < self.sampling_rate <= 1:
             msg = f"sampling_rate: found {self.sampling_rate}, expected a number in (0, 1]."
             raise ConfigError(msg)
-        if type(self.steps) is not int or not 1 <= self.steps <= _MAX_STEPS:
-            msg = f"steps: found {self.steps}, expected a whole number from 1 to {_MAX_STEPS}."
+        if type(self.steps) is not int or not 1 <= self.steps <= MAX_STEPS:
+            msg = f"steps: found {self.steps}, expected a whole number from 1 to {MAX_STEPS}."
             raise ConfigError(msg)
         if self.unit not in get_args(PrivacyUnit):
             msg = f"unit: found {self.unit!r}, expected one of {', '.join(get_args(PrivacyUnit))}."

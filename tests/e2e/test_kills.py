@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,6 @@ import numpy as np
 import pytest
 import torch
 
-import client.platform
 from client.config import (
     AdaptationSection,
     CatalogueSection,
@@ -39,6 +38,7 @@ from client.config import (
     PrivacySection,
     StateSection,
 )
+from client.data import load_platform_data
 from client.platform import Platform
 from client.state import PlatformState
 from client.user_vectors import UserVectors
@@ -160,7 +160,7 @@ def planted_kill(kill: Kill, touched: Callable[[], None]) -> Events:
     events = Events(kill)
     for name in ("fsync", "replace", "link", "unlink"):
         setattr(os, name, events.around(name, getattr(os, name)))
-    connect, load_data = sqlite3.connect, client.platform.load_platform_data
+    connect = sqlite3.connect
 
     def traced_connect(*arguments: Any, **more: Any) -> sqlite3.Connection:  # noqa: ANN401
         connection: sqlite3.Connection = connect(*arguments, **more)
@@ -170,10 +170,10 @@ def planted_kill(kill: Kill, touched: Callable[[], None]) -> Events:
     def watched_load_data(config: PlatformConfig) -> Any:  # noqa: ANN401
         touched()
         events("data")
-        return load_data(config)
+        return load_platform_data(config)
 
     sqlite3.connect = traced_connect  # type: ignore[assignment]
-    client.platform.load_platform_data = watched_load_data
+    pytest.MonkeyPatch().setattr("client.platform.load_platform_data", watched_load_data)
     return events
 
 
@@ -219,8 +219,8 @@ def _reserves_after_training() -> Callable[[PlatformConfig], None]:
         reserve(ledger, *waiting.pop())
         commit(ledger, request_id, digest)
 
-    Ledger.reserve = wait  # type: ignore[method-assign]
-    Ledger.commit = reserve_and_commit  # type: ignore[method-assign]
+    Ledger.reserve = wait  # type: ignore[method-assign, assignment]
+    Ledger.commit = reserve_and_commit  # type: ignore[method-assign, assignment]
     return lambda _: None
 
 
@@ -230,7 +230,8 @@ def _never_commits() -> Callable[[PlatformConfig], None]:
 
 
 def _sends_before_storing() -> Callable[[PlatformConfig], None]:
-    store, waiting = PlatformState.store_release, []
+    store = PlatformState.store_release
+    waiting: list[tuple[Any, ...]] = []
 
     def store_now(config: PlatformConfig) -> None:
         with closing(PlatformState(config.state.folder, config.state.keep_releases)) as state:
@@ -253,7 +254,7 @@ def _charges_again() -> Callable[[PlatformConfig], None]:
         again = f"{spend.request_id}+{len(ledger.account().spends)}"
         return reserve(ledger, replace(spend, request_id=again), budget)
 
-    Ledger.reserve = reserve_again  # type: ignore[method-assign]
+    Ledger.reserve = reserve_again  # type: ignore[method-assign, assignment]
     return lambda _: None
 
 
@@ -264,7 +265,7 @@ def _head_before_commit() -> Callable[[PlatformConfig], None]:
         append(ledger, *arguments)
         ledger._write_head()
 
-    Ledger._append = append_with_head  # type: ignore[method-assign]
+    Ledger._append = append_with_head  # type: ignore[method-assign, assignment]
     return lambda _: None
 
 
@@ -282,7 +283,7 @@ def _vectors_in_place() -> Callable[[PlatformConfig], None]:
         finally:
             del state.ledger.account
 
-    PlatformState.load_vectors = load_unrecorded  # type: ignore[method-assign]
+    PlatformState.load_vectors = load_unrecorded  # type: ignore[method-assign, assignment]
     return lambda _: None
 
 
@@ -308,12 +309,12 @@ class Child:
     requests: int
     answers: int
     buffer: bytes = b""
+    has_failed: bool = False
+    """Whether it ended by itself, with an error."""
 
     def ask(self, round_number: int) -> None:
-        try:
+        with suppress(BrokenPipeError):  # it is dead: the reader will find that nothing comes
             os.write(self.requests, b"%d\n" % round_number)
-        except BrokenPipeError:
-            pass  # it is dead: nothing will come, and that is what the reader finds
 
     def next_message(self, deadline: float) -> tuple[bytes, int, bytes] | None:
         """The next message; None at the end of the pipe, or at the deadline."""
@@ -353,7 +354,7 @@ def started(config: PlatformConfig, kill: Kill, bug: str) -> Iterator[Child]:
         yield child
     finally:
         os.kill(pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
-        os.waitpid(pid, 0)
+        child.has_failed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) > 0
         os.close(requests)
         os.close(answers)
 
@@ -404,6 +405,7 @@ class Life:
                     self._listen(child, asked, last + _TIMEOUT)  # it may have left in between
                     break
                 answered = time.monotonic()
+        assert not child.has_failed, "the platform declined a round; see above"
         assert rounds is None or self.current == goal, f"round {self.current} was not answered"
         assert rounds is not None or last < begin + _TIMEOUT, "the process was never killed"
         self.examine(is_killed=rounds is None)
@@ -492,24 +494,25 @@ class Life:
 def random_and_chosen_kills(folder: Path, num_kills: int) -> dict[str, Any]:
     """Kills at every event of the first rounds, then at random times, ``num_kills`` in all."""
     rng = random.Random(num_kills)  # noqa: S311 - where a test looks
-    begin, lives = time.monotonic(), []
+    begin = time.monotonic()
+    lives: list[Life] = []
 
     def new_life() -> Life:
         lives.append(Life(config=move_in(folder / str(len(lives)))))
         return lives[-1]
 
-    # What an answer does, and how long it takes: in a new folder, and after a kill.
+    # What a process does, and how long it takes: in a new folder, and after a kill.
     plain = new_life()
     plain.run(Kill(), rounds=1)
+    num_first = len(plain.events[0])
     durations = sorted(plain.run(Kill(), rounds=1) for _ in range(5))
-    num_first, num_later = len(plain.events[0]), len(plain.events[-1])
-    chosen = [1 + k * num_first // max(1, num_kills // 5) for k in range(num_kills // 5)]
-    for event in sorted(set(chosen)):
+    num_later = sum(map(len, plain.events[-3:]))  # two repeats and a round
+    for event in _spread(num_first, num_kills // 3):
         life = new_life()
         life.run(Kill(event=event))
         life.run(Kill(), rounds=1)
     life = new_life()
-    for event in sorted({1 + k * num_later // (num_kills // 3) for k in range(num_kills // 3)}):
+    for event in _spread(num_later, num_kills // 3):
         life.run(Kill(event=event))
     life.run(Kill(), rounds=2)
     num_chosen = killed = sum(life.fell.total() for life in lives)
@@ -526,23 +529,37 @@ def random_and_chosen_kills(folder: Path, num_kills: int) -> dict[str, Any]:
         "kills": fell.total(),
         "at chosen events": num_chosen,
         "fell": dict(fell.most_common()),
-        "events of an answer": [num_first, num_later],
-        "milliseconds of an answer": round(1000 * durations[len(durations) // 2]),
+        "events of a first round": num_first,
+        "events of a later round and two repeats": num_later,
+        "milliseconds of the latter": round(1000 * durations[len(durations) // 2]),
         "releases that left": sum(len(life.left) for life in lives),
         "lives": len(lives),
-        "drafts left behind": sum(1 for _ in folder.rglob("*.part")),
+        "drafts of files left behind": sum(1 for _ in folder.rglob("*.part")),
+        "drafts of ledgers left behind": sum(1 for _ in folder.rglob(f".{LEDGER_FILE}.*")),
         "seconds": round(time.monotonic() - begin, 1),
     }
 
 
-def one_kill(folder: Path, *, bug: str, kill: Kill, heads: bool = False) -> dict[str, Any]:
-    """A round in peace, a kill in the next, and two more rounds with their repeats."""
+def _spread(num_events: int, num_kills: int) -> list[int]:
+    """At most ``num_kills`` events, from the first to the last."""
+    return sorted({1 + k * num_events // num_kills for k in range(num_kills)})
+
+
+def one_kill(folder: Path, *, bug: str, label: str, event: int, heads: bool = False) -> str:
+    """A round in peace, a kill in the next, and two more rounds with their repeats.
+
+    Returns:
+        which law was found broken; empty if none.
+    """
     life = Life(config=move_in(folder), bug=bug, heads=heads)
-    life.run(Kill(), rounds=1)
-    life.run(kill)
-    life.run(Kill(), rounds=2)
-    life.run(Kill(), rounds=0)
-    return {"fell": dict(life.fell)}
+    try:
+        life.run(Kill(), rounds=1)
+        life.run(Kill(label=label, event=event))
+        for _ in range(3):
+            life.run(Kill(), rounds=1)
+    except AssertionError as broken:
+        return str(broken)
+    return ""
 
 
 def main(folder: Path, task: dict[str, Any]) -> None:
@@ -552,8 +569,7 @@ def main(folder: Path, task: dict[str, Any]) -> None:
     if "num_kills" in task:
         report = random_and_chosen_kills(folder / "lives", task["num_kills"])
     else:
-        kill = Kill(**task.pop("kill"))
-        report = one_kill(folder / "life", kill=kill, **task)
+        report = {name: one_kill(folder / name, **how) for name, how in task.items()}
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
@@ -561,7 +577,7 @@ def harness(folder: Path, **task: Any) -> dict[str, Any]:  # noqa: ANN401
     """Run :func:`main` in a process of its own, which has one thread and so may fork.
 
     Raises:
-        AssertionError: with what it printed, if a law was broken.
+        AssertionError: with what it printed, if it failed.
     """
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.test_kills", str(folder), json.dumps(task)],
@@ -578,40 +594,48 @@ def harness(folder: Path, **task: Any) -> dict[str, Any]:  # noqa: ANN401
 # --- Tests --------------------------------------------------------------------------------------
 
 
-def check_report(report: dict[str, Any], num_kills: int) -> None:
+def test_what_left_is_charged_once_and_never_changes_however_often_the_client_is_killed(
+    tmp_path: Path,
+) -> None:
+    report = harness(tmp_path, num_kills=200)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
-    assert report["kills"] == num_kills
+    assert report["kills"] == 200
     everywhere = {"no ledger yet", "between rounds", "reserved", "reserved private", "recorded"}
     assert report["fell"].keys() >= {*everywhere, "reserved private releases"}
 
 
-def test_what_left_is_charged_once_and_never_changes_however_often_the_client_is_killed(
-    tmp_path: Path,
-) -> None:
-    check_report(harness(tmp_path, num_kills=200), 200)
+# Events are counted from the start of a process, which first repeats the round before.
+PLANTED = {
+    "reserves after training": ("data", 1, "data was touched before it was charged"),
+    "never commits": ("after reply", 2, "a release left before it was recorded"),
+    "sends before storing": ("after reply", 2, "a release left before it was recorded"),
+    "charges again": ("data", 1, "something is charged that nobody asked for"),
+    "head before commit": ("sql COMMIT", 2, "the ledger does not open"),
+    "vectors in place": ("sql COMMIT", 3, "vectors of another round"),
+}
+"""The kill that shows a planted bug, and the law that it breaks."""
 
 
-COMMIT = {"label": "sql COMMIT", "event": 2}
-"""Of the release; the first is of the reservation."""
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the harness says of each planted bug, and of the same kill without it."""
+    tasks = {}
+    for bug, (label, event, _) in PLANTED.items():
+        tasks[bug] = {"bug": bug, "label": label, "event": event}
+        tasks[f"not {bug}"] = {"bug": "none", "label": label, "event": event}
+    # The head of the release's record is the fourth file that the round writes.
+    tasks["head"] = {"bug": "none", "label": "before replace", "event": 4, "heads": True}
+    return harness(tmp_path_factory.mktemp("planted"), **tasks)
 
 
-@pytest.mark.parametrize(
-    ("bug", "kill", "finding"),
-    [
-        ("reserves after training", {"label": "data", "event": 1}, "touched before it was charged"),
-        ("never commits", {"label": "after reply", "event": 2}, "left before it was recorded"),
-        ("sends before storing", {"label": "after reply", "event": 2}, "left before it was"),
-        ("charges again", {"label": "data", "event": 1}, "that nobody asked for"),
-        ("head before commit", COMMIT, "does not open"),
-        ("vectors in place", COMMIT, "vectors of another round"),
-    ],
-)
-def test_a_planted_bug_is_found_by_one_kill(
-    tmp_path: Path, bug: str, kill: dict[str, Any], finding: str
-) -> None:
-    assert harness(tmp_path / "right", bug="none", kill=kill)["fell"]
-    with pytest.raises(AssertionError, match=finding):
-        harness(tmp_path / "wrong", bug=bug, kill=kill)
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found_by_one_kill(findings: dict[str, str], bug: str) -> None:
+    assert findings[f"not {bug}"] == ""
+    assert findings[bug].startswith(PLANTED[bug][2])
+
+
+def test_a_release_that_left_is_in_the_head(findings: dict[str, str]) -> None:
+    assert findings["head"] == ""
 
 
 if __name__ == "__main__":

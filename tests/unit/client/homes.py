@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -23,12 +24,14 @@ from client.config import (
 from common.data.catalogue import read_catalogue
 from common.messages import AdoptRequest, TrainRequest
 from common.models.ncf import NcfConfig, initialise
+from common.privacy.ledger import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from common.models.partition import Arrays
+    from common.privacy.account import EntryKind
 
 NAME = "north"
 NUM_ITEMS, NUM_LISTED, NUM_USERS = 14, 12, 20
@@ -103,11 +106,25 @@ def catalogue_digest(config: PlatformConfig) -> str:
     return read_catalogue(config.catalogue.file, platforms=[NAME]).digest
 
 
-def durable_rows(config: PlatformConfig, table: str) -> int:
-    """Rows on disk as a stranger to the ledger's connection sees them: committed ones only."""
-    path = config.state.folder / "ledger.sqlite"
+def durable_rows(config: PlatformConfig, kind: EntryKind) -> int:
+    """Entries of a kind on disk as a stranger to the ledger's connection sees them: committed."""
+    return [entry_kind for entry_kind, _, _ in durable_entries(config)].count(kind)
+
+
+def durable_entries(config: PlatformConfig) -> list[tuple[EntryKind, str, dict[str, Any]]]:
+    """Kind, request and body of each entry that a stranger sees, oldest first."""
+    path = config.state.folder / LEDGER_FILE
     if not path.exists():
-        return 0
+        return []
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
-        (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-    return int(count)
+        found = database.execute("SELECT kind, request_id, body FROM entry ORDER BY sequence")
+        return [(kind, request_id, json.loads(body)) for kind, request_id, body in found]
+
+
+def declined(config: PlatformConfig) -> list[tuple[str, str]]:
+    """Request and reason of each request that the ledger says was declined, oldest first."""
+    return [
+        (request_id, body["reason"])
+        for kind, request_id, body in durable_entries(config)
+        if kind == "decline"
+    ]

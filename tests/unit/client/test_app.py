@@ -118,7 +118,7 @@ def test_a_malformed_request_touches_nothing(
     monkeypatch.setattr("client.platform.load_platform_data", locked)
     answer = ask(tmp_path, garbage()[case], kind)
     assert answer.has_error()
-    assert durable_rows(config, "spend") == 0
+    assert durable_rows(config, "reserve") == 0
 
 
 PLANTED: dict[str, tuple[str, str]] = {
@@ -185,4 +185,4 @@ def test_a_simulations_configuration_is_refused_outside_a_simulation(
     with pytest.raises(RuntimeError, match="the platform's own log"):
         client.app.app(message, context)
     assert "[simulation] makes the noise predictable" in caplog.text
-    assert durable_rows(config, "spend") == 0
+    assert durable_rows(config, "reserve") == 0

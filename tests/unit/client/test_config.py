@@ -15,6 +15,7 @@ from client.config import (
 )
 from common.config import dump_config, load_config
 from common.errors import ConfigError
+from common.privacy.account import Budget
 from tests.unit.client.homes import move_in
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ def test_a_mode_without_its_guarantee_needs_a_simulation_section(
         ({"epsilon": 3.0, "max_clipping_norm": math.nan}, "max_clipping_norm"),
         ({"epsilon": 3.0, "min_noise_multiplier": math.nan}, "min_noise_multiplier"),
         ({"epsilon": 3.0, "min_noise_multiplier": -1.0}, "min_noise_multiplier"),
+        ({"epsilon": 3.0, "max_rounds": 0}, "max_rounds"),
+        ({"epsilon": 3.0, "period_days": 0}, "period_days"),
+        ({"epsilon": 3.0, "period_days": -1}, "period_days"),
+        ({"epsilon": 3.0, "period_days": 10**7}, "period_days"),
     ],
 )
 def test_a_budget_that_could_not_bind_or_be_kept_is_refused(
@@ -80,6 +85,20 @@ def test_a_budget_that_could_not_bind_or_be_kept_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         PrivacySection(**changes)
+
+
+def test_a_budget_is_for_life_unless_the_file_says_for_how_long(tmp_path: Path) -> None:
+    life = load(tmp_path, PLATFORM_TOML)
+    month = load(tmp_path, PLATFORM_TOML + "period_days = 30\nmax_rounds = 5\n")
+    assert life.privacy.budget() == Budget(epsilon=3.0, delta=1e-5, unit="user", period_days=None)
+    assert month.privacy.budget() == Budget(epsilon=3.0, delta=1e-5, unit="user", period_days=30)
+    assert (life.privacy.max_rounds, month.privacy.max_rounds) == (1000, 5)
+
+
+@pytest.mark.parametrize("line", ["period_days = 1.5", "period_days = true", "max_rounds = inf"])
+def test_days_and_rounds_are_whole_numbers(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match=line.split(maxsplit=1)[0]):
+        load(tmp_path, f"{PLATFORM_TOML}{line}\n")
 
 
 def test_a_deployment_has_a_budget_that_binds(tmp_path: Path) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+import time
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -17,11 +22,22 @@ from client.platform import Platform
 from client.state import STOPPED_FILE, PlatformState
 from client.trainer import train_round
 from common.data.readers import read_interactions
-from common.errors import DataError, NonFiniteUpdate, StateError
-from common.messages import to_json
-from common.privacy.ledger import Ledger
+from common.errors import DataError, NonFiniteUpdate, RequestRefused, StateError
+from common.messages import TrainRequest, to_json
+from common.privacy import ledger as ledger_module
+from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import pack_arrays
-from common.wire import encode
+from common.wire import decode, encode
+from tests.harm import (
+    OLDER,
+    TAMPERING,
+    Clock,
+    files_of,
+    fill,
+    in_processes,
+    read_only,
+    small_disk,
+)
 from tests.unit.client.homes import (
     MODEL,
     NAME,
@@ -29,6 +45,8 @@ from tests.unit.client.homes import (
     NUM_LISTED,
     NUM_USERS,
     adopt_request,
+    declined,
+    durable_entries,
     durable_rows,
     move_in,
     shared_arrays,
@@ -95,7 +113,7 @@ def test_data_is_read_only_after_the_spend_is_on_disk_and_sent_only_after_it_is_
         def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
             order.append(label)
             # Read by another connection: what it sees would survive a crash right now.
-            found = (durable_rows(config, "spend"), durable_rows(config, "release"))
+            found = (durable_rows(config, "reserve"), durable_rows(config, "commit"))
             assert found == rows, label
             return real(*arguments, **named)
 
@@ -110,7 +128,7 @@ def test_data_is_read_only_after_the_spend_is_on_disk_and_sent_only_after_it_is_
     spy(Ledger, "commit", "record", (1, 0))
     released(config)
     assert order == ["reserve", "load data", "client.data.read_interactions", "train", "record"]
-    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 1)
 
 
 def _labelled(order: list[str], label: str) -> Callable[..., Any]:
@@ -152,7 +170,8 @@ def test_over_budget_is_declined_and_data_stay_untouched(
     assert release is None
     assert reply.outcome == "declined"
     assert reply.reason.startswith("budget: run spring, round 2 would bring the spend to epsilon")
-    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+    assert declined(config) == [("spring/2/north", reply.reason)]
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 1)
 
 
 def array_with(name: str, array: np.ndarray | None) -> Arrays:
@@ -171,6 +190,7 @@ REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "less-noise": ({"trust": "secagg-simulated"}, "trust: asked for 'secagg-simulated'"),
     "wide-clipping": ({"clipping_norm": 10.01}, "clipping_norm: .*at most 10"),
     "little-noise": ({"noise_multiplier": 0.29}, "noise_multiplier: .*at least 0.3"),
+    "late-round": ({"round_number": 1001}, "round: asked for 1001, .* at most 1000 rounds"),
     "other-platform": ({"platform": "south"}, "platform: the request is for 'south'"),
     "other-catalogue": ({"catalogue_digest": "0" * 64}, "catalogue: .*another version"),
     "other-model": ({"model": replace(MODEL, dim=5)}, r"items.weight: .*\(14, 4\)"),
@@ -194,13 +214,16 @@ def test_what_the_platform_did_not_agree_to_is_refused_for_nothing(
     del data_is_locked
     changes, said = REFUSED_REQUESTS.get(case, ({}, ""))
     arrays, said = REFUSED_ARRAYS.get(case, (shared_arrays(), said))
-    reply, release = Platform(config).train(train_request(config, **changes), arrays)
+    request = train_request(config, **changes)
+    reply, release = Platform(config).train(request, arrays)
     assert release is None
-    assert (reply.platform, reply.run_id, reply.round_number) == (NAME, "spring", 1)
+    assert (reply.platform, reply.run_id) == (NAME, "spring")
+    assert reply.round_number == request.round_number
     assert reply.outcome == "declined"
     assert reply.reason.startswith("refused: ")
     assert_matches(said, reply.reason)
-    assert durable_rows(config, "spend") == 0
+    decline = ("decline", request.request_id, {"reason": reply.reason})
+    assert durable_entries(config) == [decline], "nothing was granted, let alone reserved"
 
 
 def assert_matches(pattern: str, text: str) -> None:
@@ -216,7 +239,8 @@ def test_a_request_without_noise_is_over_any_finite_budget(
     reply, release = train(config, noise_multiplier=0.0)
     assert release is None
     assert reply.reason.startswith("budget: ")
-    assert durable_rows(config, "spend") == 0
+    assert declined(config) == [("spring/1/north", reply.reason)]
+    assert len(durable_entries(config)) == 1
 
 
 @pytest.mark.parametrize("case", ["other-platform", "other-catalogue", "other-model", "nan"])
@@ -247,7 +271,7 @@ def test_a_repeated_request_gets_the_same_bits_for_nothing(
         reply, again = train(config)
         assert reply.outcome == "released"
         assert_same_bits(again, first)
-    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 1)
 
 
 def test_noise_is_fresh_without_a_simulation_and_follows_the_seed_with_one(tmp_path: Path) -> None:
@@ -284,7 +308,8 @@ def test_a_round_asked_again_otherwise_is_refused(
     reply, release = train(config, **changes)
     assert release is None
     assert reply.reason.startswith("refused: run spring, round 1: this request id was used before")
-    assert durable_rows(config, "spend") == 1
+    assert declined(config) == [("spring/1/north", reply.reason)]
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 1)
 
 
 def test_a_round_asked_again_with_other_shared_arrays_is_refused(
@@ -295,7 +320,8 @@ def test_a_round_asked_again_with_other_shared_arrays_is_refused(
     reply, release = Platform(config).train(train_request(config), shared_arrays(seed=1))
     assert release is None
     assert reply.reason.startswith("refused: ")
-    assert durable_rows(config, "spend") == 1
+    assert declined(config) == [("spring/1/north", reply.reason)]
+    assert durable_rows(config, "reserve") == 1
 
 
 def test_the_release_has_no_row_outside_the_public_listing(config: PlatformConfig) -> None:
@@ -345,9 +371,9 @@ def test_after_a_crash_nothing_was_sent_and_a_retry_is_charged_once(
             assert release is None
             assert reply.reason == "failed: the cause is in the platform's own log."
             (config.state.folder / STOPPED_FILE).unlink()  # the operator has looked
-    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 0)
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 0)
     after_retry = released(config)
-    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == (1, 1)
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 1)
     (tmp_path / "undisturbed").mkdir()
     assert_same_bits(after_retry, released(move_in(tmp_path / "undisturbed")))
 
@@ -371,7 +397,10 @@ def test_after_a_failure_the_platform_answers_nobody_until_its_operator_has_look
         assert release is None
         assert reply.reason.startswith("refused: this platform stopped after a failure")
         assert SECRET not in reply.reason
-    assert durable_rows(config, "spend") == 2
+    assert [request_id for request_id, _ in declined(config)] == [
+        f"spring/{number}/north" for number in (1, 2, 3)
+    ]
+    assert durable_rows(config, "reserve") == 2
 
 
 def test_after_a_crash_while_recording_the_private_vectors_are_those_of_the_round_before(
@@ -544,12 +573,12 @@ def test_adopting_writes_the_models_and_neither_releases_nor_spends(
 ) -> None:
     for number in range(1, rounds + 1):
         released(config, round_number=number)
-    before = (durable_rows(config, "spend"), durable_rows(config, "release"))
+    before = (durable_rows(config, "reserve"), durable_rows(config, "commit"))
     files = sorted(config.state.folder.glob("releases/*"))
     reply = Platform(config).adopt(adopt_request(config), shared_arrays())
     assert reply.outcome == "adopted"
     assert (reply.run_id, reply.round_number, reply.reason) == ("spring", 0, "")
-    assert (durable_rows(config, "spend"), durable_rows(config, "release")) == before
+    assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == before
     assert sorted(config.state.folder.glob("releases/*")) == files
     data = load_platform_data(config)
     state = PlatformState(config.state.folder, keep_releases=3)
@@ -609,3 +638,377 @@ def test_the_data_seen_in_training_are_the_platforms_own(
     released(config)
     assert seen[0].users.num_users == NUM_USERS
     assert seen[0].users.num_items == NUM_LISTED
+
+
+# --- A hostile server ---------------------------------------------------------------------------
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "no-noise": ({"noise_multiplier": 0.0}, "refused: noise_multiplier"),
+    "noise-too-small-to-see": ({"noise_multiplier": 5e-324}, "refused: noise_multiplier"),
+    "huge-clipping-norm": ({"clipping_norm": 1e4}, "refused: clipping_norm"),
+    "absurdly-many-steps": ({"local_steps": 1000}, "budget: "),
+    "absurdly-many-steps-on-few": ({"local_steps": 1000, "sampling_rate": 0.5}, "budget: "),
+    "no-trust": ({"trust": "none", "noise_multiplier": 0.0}, "refused: trust"),
+    "promised-secrecy": (
+        {"trust": "secagg-simulated", "num_platforms": 1_000_000},
+        "refused: trust",
+    ),
+    "round-10000": ({"round_number": 10_000, "noise_multiplier": 1e6}, "refused: round"),
+    "nobody": ({"platform": ""}, "refused: platform"),
+    "name-that-is-no-text": ({"platform": "\ud800"}, "refused: platform"),
+    "name-with-a-zero": ({"platform": "north\x00"}, "refused: platform"),
+    "path-as-a-name": ({"platform": "../north"}, "refused: platform"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("with_history", [False, True], ids=["first-ever", "later"])
+def test_a_hostile_request_learns_nothing_and_is_written_down(
+    config: PlatformConfig, request: pytest.FixtureRequest, case: str, *, with_history: bool
+) -> None:
+    if with_history:
+        released(config, run_id="honest", noise_multiplier=20.0)
+    request.getfixturevalue("data_is_locked")
+    before = durable_entries(config)
+    changes, said = HOSTILE[case]
+    reply, release = train(config, **changes)
+    assert release is None
+    assert reply.outcome == "declined"
+    assert reply.reason.startswith(said)
+    *same, (kind, _, body) = durable_entries(config)
+    assert same == before
+    assert (kind, body) == ("decline", {"reason": reply.reason})
+    sent = recorddict_to_proto(encode(reply, release)).SerializeToString()
+    assert len(sent) < 10_000
+
+
+def test_a_name_without_end_is_not_written_down_without_end(
+    config: PlatformConfig, data_is_locked: None
+) -> None:
+    """The number of declined requests that are kept is bounded; so must be each of them."""
+    del data_is_locked
+    reply, _ = train(config, platform="x" * 10**6)
+    assert reply.reason.startswith("refused: platform")
+    assert len(json.dumps(durable_entries(config))) < 10_000
+
+
+SMUGGLED: dict[str, tuple[dict[str, object], str]] = {
+    "unit": ({"unit": "interaction"}, "unit"),
+    "own-unit": ({"unit": "user"}, "unit"),
+    "delta": ({"delta": 0.5}, "delta"),
+    "epsilon": ({"epsilon": 1e9}, "epsilon"),
+    "mechanism": ({"mechanism": {"steps": 1}}, "mechanism"),
+    "request-id": ({"request_id": "spring/2/north"}, "request_id"),
+    **{
+        f"{name}-{value}": ({name: value}, name)
+        for name in (
+            "noise_multiplier",
+            "clipping_norm",
+            "sampling_rate",
+            "denominator",
+            "learning_rate",
+        )
+        for value in (math.nan, math.inf, -math.inf, -1.0)
+    },
+    "steps-nan": ({"local_steps": math.nan}, "local_steps"),
+    "steps-beyond": ({"local_steps": 10**9}, "local_steps"),
+    "no-steps": ({"local_steps": 0}, "local_steps"),
+    "steps-that-are-true": ({"local_steps": True}, "local_steps"),
+    "sampling-nobody": ({"sampling_rate": 0.0}, "sampling_rate"),
+    "clipping-norm-beyond": ({"clipping_norm": 1e300}, "clipping_norm"),
+    "round-0": ({"round_number": 0}, "round_number"),
+    "round-infinity": ({"round_number": math.inf}, "round_number"),
+    "path-as-a-run": ({"run_id": "../../etc"}, "run_id"),
+    "run-without-end": ({"run_id": "x" * 65}, "run_id"),
+    "trust-of-another-kind": ({"trust": "blind"}, "trust"),
+}
+
+
+@pytest.mark.parametrize("case", SMUGGLED)
+def test_what_is_smuggled_into_a_message_stops_it_before_the_platform_is_asked(
+    config: PlatformConfig, data_is_locked: None, case: str
+) -> None:
+    del data_is_locked
+    changes, named = SMUGGLED[case]
+    record = encode(train_request(config), shared_arrays())
+    fields = json.loads(to_json(train_request(config)))
+    record["message"] = ConfigRecord({"json": json.dumps({**fields, **changes})})
+    with pytest.raises(RequestRefused, match=named):
+        decode(record, TrainRequest)
+    assert durable_rows(config, "reserve") == 0
+
+
+def test_after_the_budget_is_spent_nothing_is_answered_however_often_it_is_asked(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    config = move_in(tmp_path, epsilon=5.0)
+    released(config)
+    request.getfixturevalue("data_is_locked")
+    for number in range(2, 6):
+        reply, release = train(config, round_number=number)
+        assert release is None
+        assert reply.reason.startswith("budget: ")
+    reply, release = train(config, run_id="autumn")
+    assert release is None
+    assert [name for name, _ in declined(config)] == [
+        *[f"spring/{number}/north" for number in range(2, 6)],
+        "autumn/1/north",
+    ]
+    assert durable_rows(config, "reserve") == 1
+
+
+def test_a_flood_of_declined_requests_neither_fills_the_ledger_nor_locks_out_an_honest_one(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "MAX_DECLINES", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(client.platform, "load_platform_data", die)
+        for number in range(1, 11):
+            reply, release = train(config, round_number=number, noise_multiplier=0.0)
+            assert release is None
+            assert reply.reason.startswith("refused: ")
+    assert len(declined(config)) == 6
+    released(config)
+
+
+def test_where_a_declined_request_cannot_be_written_down_it_is_declined_all_the_same(
+    config: PlatformConfig,
+    data_is_locked: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    del data_is_locked
+
+    def full(*_: object) -> NoReturn:
+        message = "the disk is full"
+        raise StateError(message)
+
+    monkeypatch.setattr(Ledger, "decline", full)
+    reply, release = train(config, noise_multiplier=0.0)
+    assert release is None
+    assert reply.reason.startswith("refused: noise_multiplier")
+    assert "the disk is full" in caplog.text
+
+
+# --- A ledger that is not whole, and time -------------------------------------------------------
+
+
+FEW: dict[str, Any] = {"noise_multiplier": 20.0}
+FAILED = "failed: the cause is in the platform's own log."
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> PlatformConfig:
+    """A platform that made three releases; nobody may write into it."""
+    config = move_in(tmp_path_factory.mktemp("settled"))
+    for number in (1, 2, 3):
+        released(config, round_number=number, **FEW)
+    return config
+
+
+@pytest.fixture
+def copy(settled: PlatformConfig, tmp_path: Path) -> PlatformConfig:
+    shutil.copytree(settled.state.folder, tmp_path / "state")
+    return replace(settled, state=replace(settled.state, folder=tmp_path / "state"))
+
+
+def test_the_copy_of_these_tests_is_a_platform_that_goes_on(copy: PlatformConfig) -> None:
+    released(copy, round_number=3, **FEW)
+    released(copy, round_number=4, **FEW)
+    assert durable_rows(copy, "reserve") == 4
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_on_a_ledger_that_is_not_whole_nothing_is_released_and_no_data_touched(
+    copy: PlatformConfig, data_is_locked: None, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    del data_is_locked
+    act, cause = TAMPERING[name]
+    act(copy.state.folder / LEDGER_FILE)
+    for number in (1, 3, 4):  # what was made before is not sent again, either
+        reply, release = train(copy, round_number=number, **FEW)
+        assert release is None
+        assert (reply.outcome, reply.reason) == ("declined", FAILED)
+    assert_matches(cause, caplog.text)
+    assert not (copy.state.folder / STOPPED_FILE).exists()
+
+
+def test_on_an_older_copy_of_the_ledger_nothing_is_released(
+    copy: PlatformConfig, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = copy.state.folder / LEDGER_FILE
+    older = ledger.read_bytes()
+    released(copy, round_number=4, **FEW)
+    for file in files_of(ledger):
+        file.unlink()
+    ledger.write_bytes(older)
+    request.getfixturevalue("data_is_locked")
+    for number in (3, 4, 5):
+        reply, release = train(copy, round_number=number, **FEW)
+        assert release is None
+        assert reply.reason == FAILED
+    assert_matches(OLDER, caplog.text)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("client.state.Ledger", partial(Ledger, clock=clock))
+    return clock
+
+
+def test_while_time_runs_backwards_nothing_is_released_and_no_data_touched(
+    config: PlatformConfig,
+    clock: Clock,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    released(config, **FEW)
+    clock.move(seconds=-30)
+    released(config, round_number=2, **FEW)
+    clock.move(hours=-2)
+    request.getfixturevalue("data_is_locked")
+    reply, release = train(config, round_number=3, **FEW)
+    assert release is None
+    assert reply.reason == FAILED
+    assert "set the clock" in caplog.text
+    assert durable_rows(config, "reserve") == 2
+
+
+def test_while_time_runs_backwards_a_round_reserved_before_a_crash_touches_no_data(
+    config: PlatformConfig,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(client.platform, "load_platform_data", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    clock.move(hours=-2)
+    request.getfixturevalue("data_is_locked")
+    reply, release = train(config)
+    assert release is None
+    assert reply.reason == FAILED
+
+
+def test_a_clock_that_goes_forward_changes_nothing_without_a_period(
+    config: PlatformConfig, clock: Clock
+) -> None:
+    released(config, **FEW)
+    clock.move(days=4000)
+    released(config, round_number=2, **FEW)
+
+
+def test_after_its_period_a_platform_takes_part_again_when_a_person_grants_it(
+    tmp_path: Path, clock: Clock, request: pytest.FixtureRequest
+) -> None:
+    config = move_in(tmp_path, epsilon=5.0, period_days=30)
+    first = released(config)
+    clock.move(days=30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.platform, "load_platform_data", die)
+        reply, release = train(config, round_number=2)
+    assert release is None
+    assert reply.reason == FAILED
+    with closing(Ledger(config.state.folder / LEDGER_FILE, clock=clock)) as ledger:
+        ledger.grant(config.privacy.budget(), "a person")
+    released(config, round_number=2)
+    request.getfixturevalue("data_is_locked")
+    reply, release = train(config, round_number=3)
+    assert reply.reason.startswith("budget: run spring, round 3 would bring the spend to epsilon")
+    assert_same_bits(train(config, round_number=1)[1], first)
+    assert durable_rows(config, "reserve") == 2
+
+
+def test_a_lower_epsilon_binds_at_once_and_a_higher_one_when_it_is_granted(
+    config: PlatformConfig, request: pytest.FixtureRequest
+) -> None:
+    def asking(epsilon: float) -> PlatformConfig:
+        return replace(config, privacy=replace(config.privacy, epsilon=epsilon))
+
+    released(asking(5.0))
+    with closing(Ledger(config.state.folder / LEDGER_FILE)) as ledger:
+        ledger.grant(asking(100.0).privacy.budget(), "a person")
+    released(asking(100.0), round_number=2)
+    request.getfixturevalue("data_is_locked")
+    reply, release = train(asking(7.0), round_number=3)
+    assert release is None
+    assert "of 7.000" in reply.reason
+    reply, release = train(asking(1e9), round_number=3, noise_multiplier=0.3, local_steps=30)
+    assert release is None
+    assert "of 100.000" in reply.reason
+    assert len(declined(config)) == 2
+
+
+# --- Disks and processes ------------------------------------------------------------------------
+
+
+def test_on_a_full_disk_nothing_leaves_and_with_space_again_everything_is_charged_once(
+    copy: PlatformConfig, tmp_path: Path, settled: PlatformConfig
+) -> None:
+    undisturbed = released(copy, round_number=4, **FEW)
+    outcomes = []
+    with small_disk(tmp_path / "disk", kilobytes=1024):
+        for kilobytes in (0, 4, 8, 16, 24, 32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 400):
+            folder = tmp_path / "disk" / "state"
+            shutil.copytree(settled.state.folder, folder)
+            config = replace(settled, state=replace(settled.state, folder=folder))
+            ballast = fill(tmp_path / "disk", leave=kilobytes * 1024)
+            reply, release = train(config, round_number=4, **FEW)
+            outcomes.append(reply.outcome)
+            ballast.unlink()
+            if release is None:
+                assert reply.reason == FAILED
+                assert durable_rows(config, "reserve") in (3, 4)
+                assert durable_rows(config, "commit") in (3, 4)
+            else:
+                assert durable_rows(config, "commit") == 4
+            (folder / STOPPED_FILE).unlink(missing_ok=True)  # the operator has looked
+            assert_same_bits(released(config, round_number=4, **FEW), undisturbed)
+            assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (4, 4)
+            shutil.rmtree(folder)
+    assert outcomes[0] == "declined"
+    assert outcomes[-1] == "released"
+
+
+@pytest.mark.parametrize("what", ["state", "ledger.sqlite", "lock"])
+def test_where_the_ledger_cannot_be_written_nothing_leaves(
+    copy: PlatformConfig, what: str, request: pytest.FixtureRequest
+) -> None:
+    place = copy.state.folder if what == "state" else copy.state.folder / what
+    with read_only(place):
+        request.getfixturevalue("data_is_locked")
+        reply, release = train(copy, round_number=4, **FEW)
+    assert release is None
+    assert reply.reason == FAILED
+    assert durable_rows(copy, "reserve") == 3
+
+
+def test_of_two_processes_one_answers_and_the_other_declines(
+    copy: PlatformConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = load_platform_data
+
+    def wait_for_the_other(config: PlatformConfig) -> PlatformData:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "declined").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return real(config)
+
+    monkeypatch.setattr(client.platform, "load_platform_data", wait_for_the_other)
+
+    def answer(place: int) -> int:
+        reply, release = train(copy, round_number=4 + place, **FEW)
+        if release is not None:
+            return 0
+        (tmp_path / "declined").touch()
+        return 3 if reply.reason == FAILED else 1
+
+    assert sorted(in_processes(2, answer), key=str) == [0, 3]
+    assert (durable_rows(copy, "reserve"), durable_rows(copy, "commit")) == (4, 4)
+    monkeypatch.undo()
+    released(copy, round_number=4, **FEW)
+    released(copy, round_number=5, **FEW)
+    assert durable_rows(copy, "reserve") == 5

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +16,10 @@ from client.user_vectors import UserVectors
 from common.errors import RequestRefused, StateError
 from common.models.ncf import NcfConfig
 from common.privacy.account import Budget, Spend
+from common.privacy.ledger import LEDGER_FILE
 from common.privacy.mechanisms import SampledGaussian
 from common.storage import pack_arrays
+from tests.harm import TAMPERING, fill, in_processes, read_only, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -173,6 +179,7 @@ def test_a_stopped_platform_stays_stopped_until_its_operator_has_looked(
     state: PlatformState, tmp_path: Path
 ) -> None:
     state.check_running()
+    state.start_training()
     state.stop(ValueError("what went wrong"))
     note = tmp_path / "state" / STOPPED_FILE
     assert "what went wrong" in note.read_text(encoding="utf-8")
@@ -184,6 +191,20 @@ def test_a_stopped_platform_stays_stopped_until_its_operator_has_looked(
     state.check_running()
 
 
+def test_a_full_disk_stops_a_platform_as_well(
+    state: PlatformState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.start_training()
+
+    def full(*_: object) -> None:
+        raise StateError("no space left")
+
+    monkeypatch.setattr("client.state.write_durably", full)
+    state.stop(ValueError("what went wrong"))
+    with pytest.raises(RequestRefused, match=STOPPED_FILE):
+        state.check_running()
+
+
 def test_two_processes_do_not_work_for_one_platform(state: PlatformState, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="another process"):
         PlatformState(tmp_path / "state", keep_releases=3)
@@ -191,11 +212,65 @@ def test_two_processes_do_not_work_for_one_platform(state: PlatformState, tmp_pa
     PlatformState(tmp_path / "state", keep_releases=3).close()
 
 
+def test_of_many_processes_at_once_one_works_for_a_platform(tmp_path: Path) -> None:
+    """Each tries a new folder at the same moment; the winner stays until the others have tried."""
+
+    def work(place: int) -> int:
+        try:
+            state = PlatformState(tmp_path / "state", keep_releases=3)
+        except StateError as error:
+            (tmp_path / f"lost-{place}").touch()
+            return 3 if "another process works for this platform" in str(error) else 1
+        store(state, f"spring/{place}/north")
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.glob("lost-*"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        state.close()
+        return 0
+
+    assert sorted(in_processes(4, work), key=str) == [0, 3, 3, 3]
+    state = PlatformState(tmp_path / "state", keep_releases=3)
+    assert len(state.ledger.account().spends) == len(state.ledger.account().releases) == 1
+    state.close()
+
+
+def test_a_process_that_was_killed_lets_the_next_one_in(tmp_path: Path) -> None:
+    def die(_: int) -> int:
+        reserve(PlatformState(tmp_path / "state", keep_releases=3), "spring/1/north")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    assert in_processes(1, die) == [-signal.SIGKILL]
+    state = PlatformState(tmp_path / "state", keep_releases=3)
+    assert len(state.ledger.account().spends) == 1
+    state.close()
+
+
+@pytest.mark.parametrize("name", TAMPERING)
+def test_a_refused_ledger_lets_go_of_the_lock(tmp_path: Path, name: str) -> None:
+    """The operator who restores it must not have to look for a process as well."""
+    state = PlatformState(tmp_path / "state", keep_releases=3)
+    for number in (1, 2, 3):
+        store(state, f"spring/{number}/north")
+    state.close()
+    act, cause = TAMPERING[name]
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    act(tmp_path / "state" / LEDGER_FILE)
+    for _ in range(2):
+        with pytest.raises(StateError, match=cause):
+            PlatformState(tmp_path / "state", keep_releases=3)
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "backup").rename(tmp_path / "state")
+    restored = PlatformState(tmp_path / "state", keep_releases=3)
+    assert restored.load_release("spring/3/north") is not None
+    restored.close()
+
+
 def test_a_lost_ledger_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
     state = PlatformState(tmp_path, keep_releases=3)
     store(state, "spring/1/north")
     state.close()
-    for path in tmp_path.glob("ledger.sqlite*"):
+    for path in tmp_path.glob("ledger.sqlite*"):  # the head as well: the releases show it
         path.unlink()
     with pytest.raises(StateError, match="forgotten budget"):
         PlatformState(tmp_path, keep_releases=3)
@@ -256,6 +331,37 @@ def test_a_place_that_cannot_hold_a_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StateError, match="file"):
         PlatformState(tmp_path / "file", keep_releases=3)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    PlatformState(folder, keep_releases=3).close()
+    with read_only(folder), pytest.raises(StateError, match="state: cannot be used"):
+        PlatformState(folder, keep_releases=3)
+    PlatformState(folder, keep_releases=3).close()
+
+
+def test_a_disk_without_space_is_named_and_leaves_nothing_that_stands_in_the_way(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", kilobytes=256):
+        ballast = fill(tmp_path / "disk")
+        with pytest.raises(StateError, match="disk"):
+            PlatformState(tmp_path / "disk" / "state", keep_releases=3)
+        ballast.unlink()
+        state = PlatformState(tmp_path / "disk" / "state", keep_releases=3)
+        store(state, "spring/1/north")
+        ballast = fill(tmp_path / "disk")
+        reserved = "spring/2/north"
+        with pytest.raises(StateError, match="disk"):
+            store(state, reserved)
+        assert reserved not in state.ledger.account().releases
+        state.close()
+        ballast.unlink()
+        state = PlatformState(tmp_path / "disk" / "state", keep_releases=3)
+        store(state, reserved)
+        assert len(state.ledger.account().spends) == 2
+        state.close()
 
 
 def test_a_file_that_is_no_ledger_is_an_error(tmp_path: Path) -> None:

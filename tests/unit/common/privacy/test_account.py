@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,8 +42,8 @@ FITS = 8
 Line = tuple[str, EntryKind, str, dict[str, Any]]
 
 
-def day(number: int, clock: str = "12:00:00") -> str:
-    return f"2026-{1 + number // 28:02d}-{1 + number % 28:02d}T{clock}+00:00"
+def day(number: int) -> str:
+    return (datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(days=number)).isoformat()
 
 
 def spend(number: int, mechanism: SampledGaussian = STEP) -> Spend:
@@ -282,9 +283,7 @@ def test_a_grant_after_the_end_begins_at_zero_and_a_life_counts_everything() -> 
     assert len(later.spends) == 4
     assert later.epsilon(1e-5) == epsilon_spent([STEP], 1e-5)
     assert later.epsilon_for_life(1e-5) == epsilon_spent([STEP] * 4, 1e-5)
-    third = account(
-        *lines, granted(MONTH, day(40)), reserved(4, day(41)), granted(MONTH, day(80))
-    )
+    third = account(*lines, granted(MONTH, day(40)), reserved(4, day(41)), granted(MONTH, day(80)))
     assert third.mechanisms() == []
     assert third.epsilon(1e-5) == 0.0
     assert third.epsilon_for_life(1e-5) == epsilon_spent([STEP] * 4, 1e-5)
