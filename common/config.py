@@ -61,7 +61,12 @@ def load_config(path: Path, schema: type[T]) -> T:
 
 
 def parse_config(
-    mapping: Mapping[str, object], schema: type[T], source: str, *, folder: Path | None = None
+    mapping: Mapping[str, object],
+    schema: type[T],
+    source: str,
+    *,
+    folder: Path | None = None,
+    complete: bool = False,
 ) -> T:
     """Build ``schema`` from a parsed TOML document.
 
@@ -70,12 +75,14 @@ def parse_config(
         schema: dataclass to build.
         source: what errors call the document, usually its file name.
         folder: what relative paths are relative to; ``None`` leaves them as they are.
+        complete: every key must be there, also those that have a default.
 
     Raises:
         ConfigError: unknown key or section (naming the nearest known one), missing key, wrong
             type, or a value that the dataclass itself refuses.
     """
-    return _Parser(source=source, folder=folder).section(mapping, schema, name="")
+    parser = _Parser(source=source, folder=folder, complete=complete)
+    return parser.section(mapping, schema, name="")
 
 
 def dump_config(value: DataclassInstance) -> str:
@@ -91,6 +98,7 @@ def dump_config(value: DataclassInstance) -> str:
 class _Parser:
     source: str
     folder: Path | None
+    complete: bool
 
     def section(self, mapping: Mapping[str, object], schema: type[T], *, name: str) -> T:
         hints = get_type_hints(schema)
@@ -103,7 +111,7 @@ class _Parser:
             place = f"{name}.{key}" if name else key
             if key in mapping:
                 values[key] = self._value(mapping[key], hints[key], place)
-            elif _has_default(field):
+            elif _has_default(field) and not self.complete:
                 continue
             elif _is_section(hints[key]):
                 # An absent section reads as an empty one, so that the error names the key it needs.

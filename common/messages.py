@@ -198,7 +198,7 @@ def from_json(text: str, schema: type[T]) -> T:
     try:
         value: Any = json.loads(text)
         mapping = value if isinstance(value, dict) else {"": value}
-        return parse_config(mapping, schema, schema.__name__)
+        return parse_config(mapping, schema, schema.__name__, complete=True)
     except (ValueError, ConfigError, RecursionError) as error:
         msg = f"malformed message: {error}"
         raise RequestRefused(msg) from error

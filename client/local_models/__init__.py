@@ -1,1 +1,0 @@
-"""Recommenders that a platform fits alone, on its own raw data. Nothing of them ever leaves it."""
