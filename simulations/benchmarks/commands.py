@@ -107,8 +107,8 @@ def engine(
         timings = compare(case, engine_names, repeats=repeats, seconds=seconds)
         console.print(_engine_table(timings))
         rows += [timing.to_dict() for timing in timings]
-    if json_file is not None:
-        write_durably(json_file, (json.dumps(rows, indent=1) + "\n").encode())
+        if json_file is not None:
+            write_durably(json_file, (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def _engine_table(timings: list[EngineTiming]) -> Table:
