@@ -7,6 +7,7 @@ release never reads it back (a user's released gradient would then depend on oth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.user_vectors import UserVectors
+    from common.evaluation.metrics import RankingMetrics
     from common.models.ncf import NcfConfig
     from common.models.partition import Arrays
 
@@ -167,21 +169,38 @@ def joining_pays(
 ) -> bool:
     """The gate: serve what joining brought only if the validation users clearly prefer it.
 
-    ``joined`` must beat ``alone`` by more than one standard error of the paired difference
-    (the one-standard-error rule: Breiman et al. 1984, section 3.4.3). Without validation users
-    the platform stays alone.
+    Their held-out items must stand higher with joining, by more than one standard error of the
+    paired difference of the logarithms of their ranks (the one-standard-error rule: Breiman et al.
+    1984, section 3.4.3), and NDCG@10 must not fall. Ranks tell more than NDCG@10, which is 0 for
+    most users of either model; NDCG@10 keeps the top honest. Without validation users the platform
+    stays alone.
     """
     if not validation.nnz:
         return False
-    metric = f"ndcg@{CUTOFF}"
+    num_items = interactions.shape[1]
     with_joining, without = (
         evaluate(
-            model.scores, interactions, validation, cutoffs=(CUTOFF,), rng=np.random.default_rng(0)
+            model.scores,
+            interactions,
+            validation,
+            cutoffs=(CUTOFF, num_items),
+            rng=np.random.default_rng(0),
         )
         for model in (joined, alone)
     )
-    difference = paired_difference(with_joining, without, metric)
-    return difference.mean > difference.stderr
+    gains = _log_reciprocal_ranks(with_joining, num_items) - _log_reciprocal_ranks(
+        without, num_items
+    )
+    stderr = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
+    top = paired_difference(with_joining, without, f"ndcg@{CUTOFF}")
+    return bool(gains.mean() > stderr and top.mean >= 0.0)
+
+
+def _log_reciprocal_ranks(metrics: RankingMetrics, num_items: int) -> np.ndarray:
+    """Minus the logarithm of each validation user's best rank; last where it cannot be reached."""
+    reciprocal = metrics.per_user[f"mrr@{num_items}"]
+    logs: np.ndarray = np.log(np.maximum(reciprocal, 1.0 / (num_items + 1)))
+    return logs
 
 
 def _dropout(rows: Tensor, generator: torch.Generator) -> Tensor:
