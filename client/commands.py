@@ -59,21 +59,33 @@ def grant(
     from client.config import PlatformConfig
     from client.state import PlatformState
     from common.config import load_config
+    from common.errors import ConfigError
 
+    if not by.strip():
+        msg = "--by: say who decided it; the ledger keeps the name."
+        raise ConfigError(msg)
     platform = load_config(config, PlatformConfig)
     budget = platform.privacy.budget()
     with closing(PlatformState(platform.state.folder, platform.state.keep_releases)) as state:
+        before = state.ledger.account()
         state.ledger.grant(budget, by)
-        start = state.ledger.account().period_start
+        after, path = state.ledger.account(), state.ledger.path
+    was = "" if before.grant is None else f" (was {before.grant.epsilon:g})"
+    spent = after.epsilon(budget.delta)
     Console().print(
-        f"{platform.platform.name}: granted epsilon {budget.epsilon:g} at delta {budget.delta:g} "
-        f"for a {budget.unit}, in the period that began on {start}."
+        f"{platform.platform.name}: granted epsilon {budget.epsilon:g}{was} at delta "
+        f"{budget.delta:g} for a {budget.unit}, in the period that began on {after.period_start}. "
+        f"Spent in it: {spent:.4f}, left: {max(0.0, budget.epsilon - spent):.4f}. Ledger: {path}",
+        soft_wrap=True,
+        markup=False,
     )
 
 
 @ledger_app.callback()
 def ledger() -> None:
-    """Read the platform's privacy ledger. None of these commands changes anything.
+    """Read the platform's privacy ledger. None of these commands changes it.
+
+    PLACE is the platform's platform.toml (the default: the one in this folder), or a ledger.sqlite.
 
     Example:
         crossrec client ledger verify platform.toml
@@ -93,11 +105,12 @@ def status(place: Place = _DEFAULT) -> None:
     from rich.table import Table
 
     from client.ledger_view import sparkline, status_of
+    from client.state import STOPPED_FILE
     from common.privacy.ledger import utc_now
 
     opened, budget = _open(place)
     with closing(opened) as found:
-        now = status_of(found.account(), budget)
+        now, path = status_of(found.account(), budget), found.path
     limit = min(now.granted, budget.epsilon) if budget else now.granted
     table = Table(show_header=False, box=None)
     table.add_column(style="dim")
@@ -106,6 +119,12 @@ def status(place: Place = _DEFAULT) -> None:
     table.add_row("granted", f"epsilon {now.granted:g} at delta {now.delta:g}")
     if limit < now.granted:
         table.add_row("platform.toml", f"epsilon {limit:g}: lower than granted, so it binds")
+    elif budget and (budget.delta, budget.period_days) != (now.delta, now.period_days):
+        table.add_row(
+            "platform.toml",
+            f"delta {budget.delta:g}, period_days {budget.period_days}: not what was granted "
+            f"({now.delta:g}, {now.period_days}), so rounds are refused; put it back",
+        )
     elif budget and budget.epsilon > now.granted:
         table.add_row("platform.toml", f"epsilon {budget.epsilon:g}: not granted yet")
     end = now.period_end or "the end of the federation"
@@ -113,7 +132,7 @@ def status(place: Place = _DEFAULT) -> None:
         end += " (over: crossrec client grant begins a new one)"
     table.add_row("period", f"{now.period_start} to {end}")
     table.add_row(
-        "spent", f"epsilon {now.spent:.4f} (by RDP, the looser bound: {now.spent_rdp:.4f})"
+        "spent", f"epsilon {now.spent:.4f} (by RDP, which does not bind: {now.spent_rdp:.4f})"
     )
     if now.spent_if_broken > now.spent:
         table.add_row("if aggregation broke", f"epsilon {now.spent_if_broken:.4f}")
@@ -124,6 +143,9 @@ def status(place: Place = _DEFAULT) -> None:
     lost = f"; {without} without (a crash, or in progress), charged all the same" if without else ""
     table.add_row("releases", f"{now.num_released}{lost}")
     table.add_row("declined", f"{now.num_declined} requests")
+    stopped = path.parent / STOPPED_FILE
+    if stopped.exists():
+        table.add_row("stopped", f"{stopped.read_text().strip()} (delete {stopped} to go on)")
     if now.rounds_left is not None:
         table.add_row("rounds left", f"{now.rounds_left} like the last one")
     if now.curve:
@@ -175,6 +197,7 @@ def export(
     from contextlib import closing
 
     from client.ledger_view import export_csv, export_json
+    from common.errors import ConfigError
     from common.storage import write_durably
 
     opened, _ = _open(place)
@@ -183,8 +206,12 @@ def export(
     text = export_csv(entries) if form is Format.csv else export_json(entries)
     if out is None:
         typer.echo(text, nl=False)
-    else:
-        write_durably(out, text.encode())
+        return
+    if out.exists():
+        msg = f"{out}: is there already, and is not overwritten. Choose another name."
+        raise ConfigError(msg)
+    write_durably(out, text.encode())
+    typer.echo(f"{out}: {len(entries)} entries.")
 
 
 @ledger_app.command()
@@ -200,20 +227,23 @@ def verify(place: Place = _DEFAULT) -> None:
 
     from rich.console import Console
 
-    from client.ledger_view import check_ledger
+    from client.ledger_view import MOST_RECOMPUTED, check_ledger
 
     console = Console()
     opened, _ = _open(place)
     with closing(opened) as found:
         entries, file = found.entries(), found.path
     findings = check_ledger(entries, file.parent / "releases")
+    rounds = sum(entry.kind == "reserve" for entry in entries)
+    kept = len(list((file.parent / "releases").glob("*.safetensors")))
     for finding in findings:
         console.print(f"wrong: {finding}", style="red", markup=False)
     if findings:
         raise typer.Exit(1)
     console.print(
-        f"{file}: {len(entries)} entries, an unbroken chain up to its head; every epsilon was "
-        "recomputed and lies within its grant; kept releases are the recorded ones.",
+        f"{file}: {len(entries)} entries, an unbroken chain up to its head; the epsilons of "
+        f"{min(rounds, MOST_RECOMPUTED)} of {rounds} reservations were recomputed and lie within "
+        f"their grants; {kept} kept releases are as recorded.",
         markup=False,
     )
 
@@ -221,12 +251,23 @@ def verify(place: Place = _DEFAULT) -> None:
 def _open(place: Path) -> tuple[Ledger, Budget | None]:
     from client.config import PlatformConfig
     from common.config import load_config
+    from common.errors import StateError
     from common.privacy.ledger import LEDGER_FILE, Ledger
 
     if place.suffix != ".toml":
-        return Ledger(place, read_only=True), None
-    platform = load_config(place, PlatformConfig)
-    return Ledger(platform.state.folder / LEDGER_FILE, read_only=True), platform.privacy.budget()
+        path, budget = place, None
+    else:
+        platform = load_config(place, PlatformConfig)
+        path, budget = platform.state.folder / LEDGER_FILE, platform.privacy.budget()
+    if not path.is_file():
+        head = path.with_name(f"{path.name}.head")
+        msg = (
+            f"{path}: is missing, and {head.name} shows that it was there; restore it."
+            if head.exists()
+            else f"{path}: there is no ledger. The first round makes one, or crossrec client grant."
+        )
+        raise StateError(msg)
+    return Ledger(path, read_only=True), budget
 
 
 def _in_words(body: str) -> str:

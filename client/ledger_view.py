@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _TOLERANCE = 1e-9
-_MOST_RECOMPUTED = 200
+MOST_RECOMPUTED = 200
 _WIDTH = 40
 
 
@@ -43,6 +43,8 @@ class LedgerStatus:
     """Epsilon of everything ever reserved."""
     delta: float
     """All of them are stated at this delta."""
+    period_days: int | None
+    """Length of the period; None: for life."""
     unit: str
     """Privacy unit."""
     neighbouring: str
@@ -87,6 +89,7 @@ def status_of(account: Account, budget: Budget | None = None) -> LedgerStatus:
         spent_if_broken=epsilon_spent([s.mechanism_if_broken for s in spends], grant.delta),
         spent_for_life=account.epsilon_for_life(grant.delta),
         delta=grant.delta,
+        period_days=grant.period_days,
         unit=grant.unit,
         neighbouring=NEIGHBOURING,
         period_start=account.period_start,
@@ -142,7 +145,7 @@ def check_ledger(entries: list[Entry], releases: Path) -> list[str]:
     """
     findings, account, done = [], Account(), 0
     reservations = [place for place, entry in enumerate(entries) if entry.kind == "reserve"]
-    for place in _evenly(reservations, _MOST_RECOMPUTED):
+    for place in _evenly(reservations, MOST_RECOMPUTED):
         account, done = account_of(entries[done : place + 1], account), place + 1
         entry, grant = entries[place], account.grant
         body = json.loads(entry.body)

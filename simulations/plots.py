@@ -270,8 +270,10 @@ def metric_label(metric: str) -> str:
 
 
 def epsilon_text(epsilon: float) -> str:
-    """Two decimals, rounded up: an upper bound must not shrink in print."""
-    return f"{math.ceil(epsilon * 100 - 1e-6) / 100:g}"  # 1.1 * 100 is a little above 110
+    """Two decimals (below 0.1 two digits), rounded up: an upper bound must not shrink in print."""
+    places = 2 if epsilon >= 0.1 or epsilon == 0.0 else 1 - math.floor(math.log10(epsilon))
+    scale = 10**places
+    return f"{math.ceil(epsilon * scale - 1e-6) / scale:g}"  # 1.1 * 100 is a little above 110
 
 
 def privacy_line(privacy: PrivacyStatement) -> str:

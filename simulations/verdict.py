@@ -26,6 +26,7 @@ class Outcome(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     UNCLEAR = "no clear difference"
+    UNFINISHED = "cannot tell"
     STAYED_ALONE = "stayed alone"
     UNKNOWN = "not measured"
 
@@ -101,7 +102,7 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     else:
         outcome, lead = Outcome.WORSE, "Joining is worse than going alone"
     if outcome is Outcome.BETTER and "local" in platform.unfinished:
-        outcome = Outcome.UNCLEAR
+        outcome = Outcome.UNFINISHED
         lead = "Cannot tell: local was still improving when its epochs ran out, raise --epochs"
     text = f"{lead} ({numbers})."
     if _popularity_wins(platform):
@@ -132,6 +133,7 @@ def headline(result: RunResult) -> str:
             (Outcome.BETTER, "better than going alone"),
             (Outcome.WORSE, "worse than going alone"),
             (Outcome.UNCLEAR, "no clear difference"),
+            (Outcome.UNFINISHED, "not trained long enough to tell (raise --epochs)"),
             (Outcome.STAYED_ALONE, "keeping their own model"),
             (Outcome.UNKNOWN, "not measured"),
         )

@@ -245,13 +245,14 @@ def rounds_left(account: Account, budget: Budget, *, at_most: int = 100_000) -> 
     mechanisms = account.mechanisms()
     if not account.spends or account.grant is None:
         return None
-    limit, next_round = min(account.grant.epsilon, budget.epsilon), account.spends[-1].mechanism
+    limit, delta = min(account.grant.epsilon, budget.epsilon), account.grant.delta
+    next_round = account.spends[-1].mechanism
 
     at_most = min(at_most, MAX_STEPS // next_round.steps)
 
     def fits(rounds: int) -> bool:
         several = replace(next_round, steps=next_round.steps * rounds)
-        return epsilon_spent([*mechanisms, several], budget.delta) <= limit
+        return epsilon_spent([*mechanisms, several], delta) <= limit
 
     low, high = 0, 1
     while high <= at_most and fits(high):

@@ -18,7 +18,7 @@ from client.commands import app
 from client.config import PlatformConfig
 from client.ledger_view import sparkline, status_of
 from common.config import dump_config, load_config
-from common.errors import StateError
+from common.errors import ConfigError, StateError
 from common.privacy.account import Spend
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger
@@ -206,3 +206,24 @@ def test_dumped_configurations_keep_the_period(config: Path) -> None:
     yearly = replace(platform, privacy=replace(platform.privacy, period_days=365))
     config.write_text(dump_config(yearly))
     assert load_config(config, PlatformConfig).privacy.budget().period_days == 365
+
+
+def test_an_export_overwrites_nothing(config: Path) -> None:
+    before = all_bytes(config.parent)
+    for place in (config, config.parent / "state" / LEDGER_FILE):
+        done = run("ledger", "export", config, "--out", place)
+        assert isinstance(done.exception, ConfigError)
+    assert all_bytes(config.parent) == before
+
+
+def test_nobody_grants_anonymously(config: Path) -> None:
+    done = run("grant", config, "--by", " ")
+    assert isinstance(done.exception, ConfigError)
+
+
+def test_status_shows_what_makes_rounds_fail(config: Path) -> None:
+    config.write_text(config.read_text().replace("delta = 1e-5", "delta = 1e-6"))
+    (config.parent / "state/stopped.txt").write_text("ValueError: a cause")
+    shown = run("ledger", "status", config).output
+    assert "not what was granted" in shown
+    assert "a cause" in shown

@@ -44,7 +44,7 @@ def test_an_unfinished_local_model_is_no_ground_for_better() -> None:
     better = platform(0.25, 0.28)
     assert platform_verdict("x", better).outcome is Outcome.BETTER
     verdict = platform_verdict("x", replace(better, unfinished=("local",)))
-    assert verdict.outcome is Outcome.UNCLEAR
+    assert verdict.outcome is Outcome.UNFINISHED
     assert "--epochs" in verdict.text
 
 
