@@ -155,6 +155,8 @@ class Platform:
         simulation = self._config.simulation
         seed = derive_seed(simulation.seed if simulation else 0, "adaptation", self.name)
         with self._state() as state:
+            state.check_running()
+            state.start_training()
             data = load_platform_data(self._config)
             local = take_rows(shared, data.users.listing)
             fresh = UserVectors.initial(
@@ -179,6 +181,7 @@ class Platform:
             state.save_model("joined", joined, data.users_digest)
             pays = joining_pays(alone, joined, data.users.matrix, data.validation)
             state.save_served("joined" if pays else "alone")
+            state.finish_training()
 
     def _check_policy(self, request: TrainRequest) -> None:
         """Hold a request against the platform's own configuration.

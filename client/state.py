@@ -50,6 +50,7 @@ ServedName = Literal["alone", "joined"]
 
 STOPPED_FILE = "stopped.txt"
 _TRAINING_FILE = "training.txt"
+_MOST_KILLS = 10
 _TRACES = ("releases", "private", "model")
 _VECTORS = ("values", "first_moment", "second_moment", "num_steps")
 
@@ -117,7 +118,7 @@ class PlatformState:
         content = pack_arrays(release, {"request": request_id})
         write_durably(self._file("releases", request_id), content)
         self.ledger.commit(request_id, sha256(content))
-        (self._folder / _TRAINING_FILE).unlink(missing_ok=True)
+        self.finish_training()
         self._forget_old()
 
     def load_release(self, request_id: str) -> Arrays | None:
@@ -168,8 +169,24 @@ class PlatformState:
         return fresh
 
     def start_training(self) -> None:
-        """Leave a mark before data are touched, that :meth:`stop` can use on a full disk, too."""
-        write_durably(self._folder / _TRAINING_FILE, b"training failed; the log has the cause\n")
+        """Leave a mark before data are touched, that :meth:`stop` can use on a full disk, too.
+
+        A mark that is there already was left by a process that was killed. Whether it is killed can
+        depend on the data (memory), so a server must not see it again and again.
+
+        Raises:
+            RequestRefused: after ten kills in a row; the platform stops.
+        """
+        mark = self._folder / _TRAINING_FILE
+        kills = len(mark.read_bytes().splitlines()) if mark.exists() else 0
+        if kills >= _MOST_KILLS:
+            self.stop(StateError(f"killed {kills} times in a row while it worked on data"))
+            self.check_running()
+        write_durably(mark, b"killed, or failed: the log has the cause\n" * (kills + 1))
+
+    def finish_training(self) -> None:
+        """Take the mark away: what was begun is done, and recorded where it had to be."""
+        (self._folder / _TRAINING_FILE).unlink(missing_ok=True)
 
     def stop(self, cause: Exception) -> None:
         """Refuse every later request until a person has looked: see :meth:`check_running`."""

@@ -8,6 +8,7 @@ arXiv:1607.00133, algorithm 1; McMahan et al. 2018, arXiv:1710.06963).
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from common.privacy.noise import add_gaussian_noise_
 from common.privacy.randomness import poisson_sample
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scipy.sparse import csr_matrix
     from torch import Tensor
 
@@ -99,13 +102,14 @@ def train_round(
     vectors = vectors.copy().to(device)
     negatives = np.random.default_rng(source.seed())
     add_clipped_gradients_, sums = clipping_engine(engine), zero_sums(model)
-    for _ in range(plan.local_steps):
-        sample = poisson_sample(interactions.shape[0], plan.sampling_rate, source)
-        for users in blocks_of_users(config, interactions, sample):
-            batch = user_batch(config, interactions, users, negatives).to(device)
-            fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
-            add_clipped_gradients_(sums, model, fitted, batch, plan.clipping_norm)
-        take_noisy_step_(model, sums, plan, source)
+    with nullcontext() if config.loss == "softmax" else _one_thread():
+        for _ in range(plan.local_steps):
+            sample = poisson_sample(interactions.shape[0], plan.sampling_rate, source)
+            for users in blocks_of_users(config, interactions, sample):
+                batch = user_batch(config, interactions, users, negatives).to(device)
+                fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
+                add_clipped_gradients_(sums, model, fitted, batch, plan.clipping_norm)
+            take_noisy_step_(model, sums, plan, source)
     update = {
         name: parameter.detach().cpu().numpy() - shared[name]
         for name, parameter in model.named_parameters()
@@ -114,6 +118,17 @@ def train_round(
         msg = "the update holds NaN or infinity; nothing was released. Lower the learning rate."
         raise NonFiniteUpdate(msg)
     return update, vectors.to("cpu")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads cut small arrays where their number says; ends can be rounded differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def take_noisy_step_(

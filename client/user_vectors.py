@@ -74,17 +74,28 @@ class UserVectors:
             taken = taken + 1
             first = BETA_1 * first + (1 - BETA_1) * gradient
             second = BETA_2 * second + (1 - BETA_2) * gradient.square()
-            mean = first / (1 - BETA_1**taken)[:, None]
-            spread = (second / (1 - BETA_2**taken)[:, None]).sqrt()
+            mean = first / _debias(BETA_1, taken)
+            spread = (second / _debias(BETA_2, taken)).sqrt()
             vectors = vectors - LEARNING_RATE * mean / (spread + TINY)
         # A server can send parameters under which a user's vector overflows: she starts anew, so
         # that nothing downstream fails because of her.
         broken = ~torch.isfinite(vectors + first + second).all(1)
-        for array in (vectors, first, second):
+        for array in (vectors, first, second, taken):
             array[broken] = 0.0
         self.values[users], self.first_moment[users] = vectors, first
         self.second_moment[users], self.num_steps[users] = second, taken
         return vectors
+
+
+def _debias(beta: float, taken: Tensor) -> Tensor:
+    """``1 - beta^t`` of each user's step count, [B, 1].
+
+    One number at a time: torch's `pow` of an array rounds an entry by its place in the array, which
+    depends on who else is in it, and a hostile server can make a last bit grow.
+    """
+    steps, place = taken.unique(return_inverse=True)
+    values = torch.tensor([1.0 - beta ** int(step) for step in steps], device=taken.device)
+    return values[place][:, None]
 
 
 def _gradient_of_vectors(model: SharedNcf, vectors: Tensor, batch: UserBatch) -> Tensor:

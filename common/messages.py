@@ -33,6 +33,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     # float32 sums keep the sensitivity only while C is far above its smallest numbers.
     "clipping_norm": (1e-4, 1e4),
     "learning_rate": (1e-6, 1e6),
+    "noise_multiplier": (0.0, 1e6),
     "denominator": (1e-6, 1e12),
 }
 """What a request may ask for: wide enough for any honest run, narrow enough to compute with."""

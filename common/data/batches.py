@@ -104,17 +104,21 @@ def make_batch(
     counts = np.diff(rows.indptr)
     owner = np.repeat(np.arange(len(users)), counts)
     place = np.arange(len(owner)) - np.repeat(rows.indptr[:-1], counts)
-    owned = rows.indices
+    kept = np.arange(len(owner))
     if counts.max(initial=0) > MAX_POSITIVES:
-        # Shuffle within each user, so that the first MAX_POSITIVES are a random subset.
-        owned = owned[np.lexsort((rng.random(len(owner)), owner))]
-    kept = place < MAX_POSITIVES
+        # The first MAX_POSITIVES of each user's items in random order, then in their own order
+        # again: whoever has fewer items keeps them as if no heavy user were there.
+        shuffled = np.lexsort((rng.random(len(owner)), owner))
+        kept = np.sort(shuffled[place < MAX_POSITIVES])
+        kept_counts = np.minimum(counts, MAX_POSITIVES)
+        starts = np.cumsum(kept_counts) - kept_counts
+        place = np.arange(len(kept)) - np.repeat(starts, kept_counts)
     width = int(places_of(counts).max(initial=1))
     items = np.zeros((len(users), width + num_negatives), dtype=np.int64)
     is_positive = np.zeros(items.shape, dtype=bool)
     is_negative = np.zeros(items.shape, dtype=bool)
-    items[owner[kept], place[kept]] = owned[kept]
-    is_positive[owner[kept], place[kept]] = True
+    items[owner[kept], place] = rows.indices[kept]
+    is_positive[owner[kept], place] = True
     if num_negatives:
         num_items = matrix.shape[1]
         negatives = rng.integers(num_items, size=(len(users), num_negatives))

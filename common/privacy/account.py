@@ -184,6 +184,25 @@ class Account:
         """The spend of a request, if there is one."""
         return next((s for s in reversed(self.spends) if s.request_id == request_id), None)
 
+    def _check_sampler(self, mechanism: SampledGaussian) -> None:
+        """Hold a server that samples to one noise and one rate in a period.
+
+        Prices hold for mechanisms that are fixed beforehand. A server that chose noise and rate by
+        the releases it has seen could get more than delta out of them: the curves of different
+        mechanisms cross. Without sampling they do not (Gaussians compose adaptively), and how many
+        rounds there are may always depend on what was seen.
+
+        Raises:
+            RequestRefused: if noise or rate change in a period with sampling.
+        """
+        kinds = {(m.noise_multiplier, m.sampling_rate) for m in (*self.mechanisms(), mechanism)}
+        if len(kinds) > 1 and any(rate < 1.0 for _, rate in kinds):
+            msg = (
+                "mechanism: with sampling, noise multiplier and rate stay the same throughout a "
+                "period of the budget; this request changes them."
+            )
+            raise RequestRefused(msg)
+
     def price(self, spend: Spend, budget: Budget, now: str) -> Price:
         """What ``spend`` would bring the period to, if ledger and platform both allow it.
 
@@ -192,7 +211,8 @@ class Account:
 
         Raises:
             BudgetExhausted: if the composition of the period would exceed the budget.
-            RequestRefused: if the request's privacy unit is not the budget's.
+            RequestRefused: if the request's privacy unit is not the budget's, or it changes
+                noise or rate in a period with sampling.
             StateError: if nothing is granted for today, or something else than ``budget`` says.
         """
         grant = self.grant
@@ -218,6 +238,7 @@ class Account:
         if spend.mechanism.unit != grant.unit:
             msg = f"privacy unit: request says {spend.mechanism.unit!r}, budget {grant.unit!r}."
             raise RequestRefused(msg)
+        self._check_sampler(spend.mechanism)
         limit = min(grant.epsilon, budget.epsilon)
         everything = [*self.mechanisms(), spend.mechanism]
         accountant: AccountantName = "rdp"

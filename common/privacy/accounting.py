@@ -58,7 +58,9 @@ def epsilon_spent(
 ) -> float:
     """Upper bound on epsilon of the composition of ``mechanisms`` at ``delta``.
 
-    Guarantee: the composition is (epsilon, ``delta``)-DP for adaptively chosen mechanisms.
+    Guarantee: the composition is (epsilon, ``delta``)-DP. Each mechanism may look at the releases
+    before it. Noise and rate must be fixed beforehand, except for Gaussians without sampling, which
+    may be chosen as one goes (Smith and Thakurta 2022, arXiv:2210.17520); the ledger sees to it.
 
     | edge case | result |
     |---|---|

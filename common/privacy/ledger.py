@@ -203,6 +203,7 @@ class Ledger:
             earlier = self._account.find(spend.request_id)
             if earlier is not None:
                 if earlier.request_digest == spend.request_digest:
+                    self._check_still_open(earlier)
                     return False
                 msg = (
                     f"{spend.description}: this request id was used before for a "
@@ -215,6 +216,14 @@ class Ledger:
             self._append("reserve", spend.request_id, reserve_body(spend, price), now)
         self._write_head()
         return True
+
+    def _check_still_open(self, earlier: Spend) -> None:
+        """A reservation without a release ends with its period: another budget would pay for it."""
+        account = self._account
+        is_over = earlier in account.spends[: account.spends_before_period]
+        if is_over and earlier.request_id not in account.releases:
+            msg = f"{earlier.description}: was reserved in a period that is over, and not released."
+            raise RequestRefused(msg)
 
     def commit(self, request_id: str, sha256: str) -> None:
         """Record the one release of ``request_id``; call this before sending it.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common.errors import ConfigError
 from common.privacy.randomness import CHUNK
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from common.privacy.randomness import RandomSource
 
 _GRID_BITS = 16
+_SMALLEST = 1e-30  # float32 ends near 1e-38
 
 
 def grid_step(std: float) -> float:
@@ -46,9 +48,17 @@ def add_gaussian_noise_(total: Tensor, std: float, source: RandomSource) -> None
         total: float64, contiguous.
         std: standard deviation; 0 adds nothing and guarantees nothing.
         source: where the noise comes from.
+
+    Raises:
+        ConfigError: for a standard deviation at the ends of what float32 holds.
     """
     if std == 0.0:
         return
+    if not _SMALLEST <= std <= 1.0 / _SMALLEST:
+        msg = (
+            f"noise: found a standard deviation of {std:g}, expected {_SMALLEST:g} to its inverse."
+        )
+        raise ConfigError(msg)
     step = grid_step(std)
     draws = torch.empty(CHUNK, dtype=torch.float64)  # allocated once: it stays in the cache
     for chunk in total.view(-1).split(CHUNK):

@@ -368,3 +368,22 @@ def test_a_file_that_is_no_ledger_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_bytes(b"not a database, but long enough" * 100)
     with pytest.raises(StateError, match="ledger"):
         PlatformState(tmp_path, keep_releases=3)
+
+
+def test_a_platform_that_is_killed_again_and_again_stops(state: PlatformState) -> None:
+    """Whether it is killed can depend on its data, so nobody may watch that for ever."""
+    for _ in range(10):
+        state.start_training()
+        state.check_running()
+    with pytest.raises(RequestRefused, match=STOPPED_FILE):
+        state.start_training()
+    with pytest.raises(RequestRefused, match=STOPPED_FILE):
+        state.check_running()
+
+
+def test_a_finished_round_forgives_the_kills_before_it(state: PlatformState) -> None:
+    for _ in range(3):
+        for _ in range(9):
+            state.start_training()
+        state.finish_training()
+    state.check_running()

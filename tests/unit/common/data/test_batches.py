@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from scipy.sparse import csr_matrix
 
@@ -45,6 +46,18 @@ def test_who_else_is_in_the_batch_changes_nobodys_items() -> None:
     alone, together = batch(matrix, [0]), batch(matrix, [3, 0, 1, 2])
     assert positives(alone, 0) == positives(together, 1)
     assert positives(batch(matrix, [2]), 0) == positives(together, 3)
+
+
+def test_a_heavy_user_changes_nobody_elses_row() -> None:
+    """Not even the order of her items: sums are rounded in it."""
+    matrix = market([129, MAX_POSITIVES, 390, 7])
+    light = batch(matrix, [0, 1, 3], num_negatives=0)
+    beside = batch(matrix, [0, 1, 2, 3], num_negatives=0)
+    rows = torch.tensor([0, 1, 3])
+    assert torch.equal(light.items, beside.items[rows])
+    assert torch.equal(light.is_positive, beside.is_positive[rows])
+    heavy = beside.items[2]
+    assert torch.equal(heavy, heavy.sort().values)
 
 
 @pytest.mark.parametrize("count", [MAX_POSITIVES, MAX_POSITIVES + 1, 390])

@@ -425,3 +425,36 @@ def test_the_rounds_left_are_of_this_period_and_of_the_last_kind() -> None:
     double = replace(STEP, steps=2)
     assert rounds_left(account(*lines, reserved(7, day(2), double)), MONTH) == 0
     assert rounds_left(account(granted(MONTH), reserved(7, day(2), double)), MONTH) == FITS // 2 - 1
+
+
+SAMPLED = SampledGaussian(noise_multiplier=4.0, sampling_rate=0.1, steps=1)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(SAMPLED, noise_multiplier=5.0),
+        replace(SAMPLED, sampling_rate=0.2),
+        replace(SAMPLED, sampling_rate=1.0),
+    ],
+)
+def test_with_sampling_noise_and_rate_stay_the_same(changed: SampledGaussian) -> None:
+    """A server that chose them by what it saw could get more than delta out of the releases."""
+    held = account(granted(BUDGET), reserved(1, mechanism=SAMPLED))
+    with pytest.raises(RequestRefused, match="noise multiplier and rate stay the same"):
+        held.price(spend(2, changed), BUDGET, day(1))
+    with pytest.raises(RequestRefused, match="noise multiplier and rate stay the same"):
+        account(granted(BUDGET), reserved(1, mechanism=changed)).price(
+            spend(2, SAMPLED), BUDGET, day(1)
+        )
+    held.price(spend(2, replace(SAMPLED, steps=3)), BUDGET, day(1))
+
+
+def test_without_sampling_noise_may_change_as_one_goes() -> None:
+    held = account(granted(BUDGET), reserved(1))
+    held.price(spend(2, replace(STEP, noise_multiplier=7.0)), BUDGET, day(1))
+
+
+def test_another_period_may_sample_in_another_way() -> None:
+    held = account(granted(MONTH), reserved(1, mechanism=SAMPLED), granted(MONTH, day(31)))
+    held.price(spend(2), MONTH, day(32))

@@ -901,7 +901,20 @@ def test_a_used_name_stays_used_in_every_period(ledger: Ledger, clock: Clock) ->
     ledger.grant(MONTH, "somebody")
     with pytest.raises(RequestRefused, match="used before"):
         ledger.reserve(replace(spend(1), request_digest="another"), MONTH)
-    assert not ledger.reserve(spend(1), MONTH)
+
+
+def test_a_reservation_ends_with_its_period_and_a_release_does_not(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Training for it now would meet users who are charged by the new budget alone."""
+    ledger.reserve(spend(1), MONTH)
+    ledger.reserve(spend(2), MONTH)
+    ledger.commit(spend(2).request_id, "a" * 64)
+    clock.move(days=40)
+    ledger.grant(MONTH, "somebody")
+    with pytest.raises(RequestRefused, match="period that is over"):
+        ledger.reserve(spend(1), MONTH)
+    assert not ledger.reserve(spend(2), MONTH)
 
 
 # --- Version 1 ----------------------------------------------------------------------------------
