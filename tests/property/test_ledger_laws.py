@@ -215,7 +215,7 @@ class LedgerLaws(RuleBasedStateMachine):
             assert together > min(self.granted(), self.budget.epsilon) - SLACK, "it was affordable"
         except RequestRefused:
             assert earlier is not None
-            assert not is_known
+            assert not is_known or self.is_over(earlier), "a retry is not refused"
         except StateError:
             assert failure != "none" or self.may_not_reserve(), "nothing was in the way"
         if self.spend(number) is not None and earlier is None:
@@ -288,6 +288,12 @@ class LedgerLaws(RuleBasedStateMachine):
 
     def spend(self, number: int) -> Spend | None:
         return account_of(self.ledger.entries()).find(f"spring/{number}/north")
+
+    def is_over(self, earlier: Spend) -> bool:
+        """It was reserved in an earlier period, and nothing was released."""
+        account = account_of(self.ledger.entries())
+        before = account.spends[: account.spends_before_period]
+        return earlier in before and earlier.request_id not in account.releases
 
     def granted(self) -> float:
         grant = account_of(self.ledger.entries()).grant
