@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-dev ## style, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-benchmark: $(VENV)/.installed-dev ## speed and memory: training engines, ledger (about 20 minutes)
+benchmark: $(VENV)/.installed-dev ## speed and memory of training engines and ledger (takes long)
 	$(BIN)/crossrec benchmark engine
 	$(BIN)/pytest -q -s tests/benchmarks/bench_*.py
 

@@ -6,20 +6,19 @@ import csv
 import io
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 from common.errors import StateError
-from common.privacy.account import Account, account_of, rounds_left
+from common.privacy.account import Account, Entry, account_of, rounds_left
 from common.privacy.accounting import epsilon_spent
 from common.privacy.mechanisms import NEIGHBOURING
 from common.storage import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from common.privacy.account import Budget, Entry
+    from common.privacy.account import Budget
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _TOLERANCE = 1e-9
@@ -110,25 +109,19 @@ def sparkline(values: tuple[float, ...], top: float) -> str:
     return "".join(_BARS[math.ceil(height * (len(_BARS) - 1))] for height in heights)
 
 
-def rows_of(entries: list[Entry]) -> Iterator[dict[str, Any]]:
-    """Entries as flat rows for a table or a file: JSON details are one column."""
-    for entry in entries:
-        yield asdict(entry)
-
-
 def export_csv(entries: list[Entry]) -> str:
     """All entries as CSV with a header."""
     text = io.StringIO()
-    columns = ("sequence", "time", "kind", "request_id", "body", "digest")
+    columns = [field.name for field in fields(Entry)]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows_of(entries))
+    writer.writerows(asdict(entry) for entry in entries)
     return text.getvalue()
 
 
 def export_json(entries: list[Entry]) -> str:
     """All entries as JSON, their details decoded."""
-    rows = [{**row, "body": json.loads(row["body"])} for row in rows_of(entries)]
+    rows = [{**asdict(entry), "body": json.loads(entry.body)} for entry in entries]
     return json.dumps(rows, indent=1) + "\n"
 
 

@@ -118,8 +118,8 @@ class PlatformState:
         content = pack_arrays(release, {"request": request_id})
         write_durably(self._file("releases", request_id), content)
         self.ledger.commit(request_id, sha256(content))
-        self.finish_training()
         self._forget_old()
+        self.finish_training()
 
     def load_release(self, request_id: str) -> Arrays | None:
         """The release recorded for ``request_id``, or None if none was made.

@@ -387,3 +387,20 @@ def test_a_finished_round_forgives_the_kills_before_it(state: PlatformState) -> 
             state.start_training()
         state.finish_training()
     state.check_running()
+
+
+def test_a_failure_while_old_releases_are_cleared_stops_the_platform_too(
+    state: PlatformState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark that `stop` needs is there until nothing can fail any more."""
+
+    def fail(_: PlatformState) -> None:
+        raise OSError("cannot be removed")
+
+    monkeypatch.setattr(PlatformState, "_forget_old", fail)
+    state.start_training()
+    with pytest.raises(OSError, match="cannot be removed") as caught:
+        store(state, "spring/1/north")
+    state.stop(caught.value)
+    with pytest.raises(RequestRefused, match=STOPPED_FILE):
+        state.check_running()
