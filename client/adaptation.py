@@ -1,227 +1,308 @@
-"""Private adaptation: fit the model to the platform's own users, alone or from the shared one.
+"""Private adaptation: the best a platform can do alone, and what joining adds to it.
 
 Everything here looks at the platform's raw interactions without noise, and none of it is ever
-released: not the item vectors it ends with, not a loss, not the number of epochs. Training for a
-release never reads it back (a user's released gradient would then depend on other users).
+released: not a model, not a weight, not how long it took to choose one. Training for a release
+never reads it back (a user's released gradient would then depend on other users).
+
+Every choice is made on validation users, by the metric that is reported, and with the same rule for
+local and for federated parts. What was chosen is fitted again on all interactions.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from scipy.sparse import csr_matrix, diags
 
-from client.trainer import blocks_of_users, user_batch
-from common.evaluation.metrics import evaluate, paired_difference
-from common.models.losses import user_losses
-from common.models.ncf import SharedNcf, initialise
+from client.local_models.als import fit_als
+from client.local_models.ease import MAX_ITEMS, fit_ease
+from client.local_models.item_knn import fit_item_knn
+from client.parts import Blend, Factors, ItemScores, ItemWeights
+from client.personal_ncf import fit_personal_ncf
+from client.validation import log_ranks, ndcg
+from common.models.popularity import popularity_scores
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-    from torch import Tensor
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from client.user_vectors import UserVectors
-    from common.evaluation.metrics import RankingMetrics
+    from client.parts import Part
+    from client.validation import Fold, Scores
     from common.models.ncf import NcfConfig
-    from common.models.partition import Arrays
 
-LEARNING_RATE = 0.02
-DROPOUT = 0.5
-WEIGHT_DECAY = 0.06
-BATCH_USERS = 512
-EPOCHS_PER_CHECK = 4
-PATIENCE = 3
-CUTOFF = 10
-USER_STEPS = 20
+    Fit = Callable[[csr_matrix], Part]
 
+_NEIGHBOURS = 200
+_SHRINKS = (3.0, 10.0, 30.0)
+_RIDGES = (3.0, 10.0, 30.0, 100.0)
+_RIDGES_IF_SLOW = (10.0, 30.0)
+_SLOW_ITEMS = 3000
+_ALS_DIM, _ALS_EPOCHS = 64, 10
+_ALS_CHOICES = ((0.003, 0.1), (0.01, 0.1), (0.003, 0.03))
+"""Strength of the penalty, and weight of unobserved pairs."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PersonalModel:
-    """A platform's own model: item parameters of its listed items, and one vector per user."""
+_LOCAL_WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_FEDERATED_WEIGHTS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Weights tried for a further part; scores of both are first scaled to the same spread."""
 
-    config: NcfConfig
-    """The model."""
-    items: Arrays
-    """Named like the shared parameters, restricted to the platform's listing."""
-    user_vectors: np.ndarray
-    """[num_users, user_dim] float32."""
-    validation_ndcg: float
-    """NDCG@10 on the validation users; chooses between models, and stays on the platform."""
-    epochs: int = 0
-    """Epochs that were kept; the cap itself means that it was still improving."""
+_LOCAL_STDERRS, _FEDERATED_STDERRS = 0.5, 1.0
+"""What a further part has to gain on validation users, in standard errors of the difference."""
 
-    def scores(self, users: np.ndarray) -> np.ndarray:
-        """Scores of all listed items for ``users`` (row numbers): float32 [B, num_listed]."""
-        model = SharedNcf(self.config, len(self.items["items.bias"]))
-        model.load_state_dict({name: torch.from_numpy(a) for name, a in self.items.items()})
-        with torch.inference_mode():
-            scores: np.ndarray = model.score_all(torch.from_numpy(self.user_vectors[users])).numpy()
-        return scores
+_HALF_TRUSTED_PURCHASES = 5.0
+"""Own purchases of an item at which what others say about it counts half."""
 
 
-def fit_personal_model(
-    config: NcfConfig,
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Fitted:
+    """One part that was chosen on the folds and fitted on everything."""
+
+    part: Part
+    """Fitted on all interactions."""
+    scores: Scores
+    """Of the same kind of part fitted on each fold, for the fold's validation users."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Adapted:
+    """A blend, and how its parts did where they could be judged."""
+
+    blend: Blend
+    """Fitted on all interactions."""
+    scores: Scores
+    """Of the blend fitted on each fold, for the fold's validation users."""
+
+
+def fit_alone(
     interactions: csr_matrix,
-    validation: csr_matrix,
+    folds: Sequence[Fold],
+    config: NcfConfig,
     *,
     max_epochs: int,
     seed: int,
-    shared: Arrays | None = None,
-    user_vectors: np.ndarray | None = None,
-) -> PersonalModel:
-    """Fit item parameters and user vectors by Adam; keep the epoch that validates best.
+) -> Adapted:
+    """The best that the platform can do without anybody else, from five kinds of model.
 
-    Without ``shared`` this is what the platform can do alone. With it, items start at the shared
-    parameters and weight decay pulls them back there, so that what is learned on top is the
-    private residual per item.
+    Popularity, ItemKNN, EASE, iALS and neural collaborative filtering are each tuned on the folds.
+    The best one is taken, then each other one is added where that helps by more than half a
+    standard error. EASE is left out beyond ``MAX_ITEMS`` items that were bought.
 
     Args:
-        config: the model.
-        interactions: [num_users, num_listed] to fit.
-        validation: same shape, held-out items of the validation users; may be empty, then the
-            last epoch is kept.
-        max_epochs: upper bound on passes over the users.
-        seed: initialisation, batches, dropout; no guarantee hangs on it.
-        shared: shared parameters of the listed items, or None.
-        user_vectors: where the user vectors start, or None for small random ones.
+        interactions: all of the platform's, [num_users, num_listed] of ones.
+        folds: at least one; without validation users EASE (or, left out, ItemKNN) is taken.
+        config: the NCF model.
+        max_epochs: upper bound on its epochs.
+        seed: of random starts; no guarantee hangs on it.
     """
-    num_users, num_items = interactions.shape
-    generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = initialise(config, num_items, generator)
-    anchors = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    if shared is not None:
-        anchors = {name: torch.from_numpy(array.copy()) for name, array in shared.items()}
-        model.load_state_dict(anchors)
-    start = torch.randn(num_users, config.user_dim, generator=generator) * 0.1
-    if user_vectors is not None:
-        start = torch.from_numpy(user_vectors.copy())
-    vectors = torch.nn.Parameter(start)
-    optimiser = torch.optim.Adam([*model.parameters(), vectors], lr=LEARNING_RATE)
-    active = np.flatnonzero(np.diff(interactions.indptr))
-    batch_users = min(BATCH_USERS, max(64, num_users // 8))
-    best, waited = _snapshot(model, vectors, interactions, validation), 0
-    for epoch in range(1, max_epochs + 1):
-        order = rng.permutation(active)
-        for first in range(0, len(order), batch_users):
-            users = order[first : first + batch_users]
-            optimiser.zero_grad()
-            for block in blocks_of_users(config, interactions, users):
-                rows = vectors[torch.from_numpy(block)]
-                batch = user_batch(config, interactions, block, rng)
-                kept = _dropout(rows, generator)
-                penalty = WEIGHT_DECAY * rows.square().sum()
-                part = (user_losses(model, kept, batch).sum() + penalty) / len(users)
-                part.backward()
-            pull = sum((p - anchors[name]).square().sum() for name, p in model.named_parameters())
-            (WEIGHT_DECAY / num_users * pull).backward()
-            optimiser.step()
-        if epoch % EPOCHS_PER_CHECK == 0 or epoch == max_epochs:
-            found = replace(_snapshot(model, vectors, interactions, validation), epochs=epoch)
-            if found.validation_ndcg > best.validation_ndcg or not validation.nnz:
-                best, waited = found, 0
-            else:
-                waited += 1
-                if waited == PATIENCE:
-                    break
-    return best
-
-
-def fit_user_vectors(
-    config: NcfConfig,
-    shared: Arrays,
-    vectors: UserVectors,
-    interactions: csr_matrix,
-    validation: csr_matrix,
-    *,
-    seed: int,
-) -> PersonalModel:
-    """Keep the shared item parameters as they are and fit every user's vector to them.
-
-    This is what the federation alone brings: no item parameter is the platform's own.
-
-    Args:
-        config: the model.
-        shared: shared parameters of the listed items.
-        vectors: where the user vectors start; not changed.
-        interactions: [num_users, num_listed] to fit.
-        validation: same shape, held-out items of the validation users.
-        seed: negatives of the sampled losses.
-    """
-    model = SharedNcf(config, interactions.shape[1])
-    model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in shared.items()})
-    vectors, rng = vectors.copy(), np.random.default_rng(seed)
-    everyone = np.arange(interactions.shape[0])
-    for users in blocks_of_users(config, interactions, everyone):
-        batch = user_batch(config, interactions, users, rng)
-        vectors.fit_(model, torch.from_numpy(users), batch, USER_STEPS)
-    return _snapshot(model, vectors.values, interactions, validation)
-
-
-def joining_pays(
-    alone: PersonalModel,
-    joined: PersonalModel,
-    interactions: csr_matrix,
-    validation: csr_matrix,
-) -> bool:
-    """The gate: serve what joining brought only if the validation users clearly prefer it.
-
-    Their held-out items must stand higher with joining, by more than one standard error of the
-    paired difference of the logarithms of their ranks (the one-standard-error rule: Breiman et al.
-    1984, section 3.4.3), and NDCG@10 must not fall. Ranks tell more than NDCG@10, which is 0 for
-    most users of either model; NDCG@10 keeps the top honest. Without validation users the platform
-    stays alone.
-    """
-    if not validation.nnz:
-        return False
-    num_items = interactions.shape[1]
-    with_joining, without = (
-        evaluate(
-            model.scores,
-            interactions,
-            validation,
-            cutoffs=(CUTOFF, num_items),
-            rng=np.random.default_rng(0),
+    fitted: dict[str, Fitted] = {}
+    for name, fits in _local_fits(interactions, folds, config, max_epochs, seed):
+        fitted[name] = _best(fits, interactions, folds)
+    if not any(len(fold.users) for fold in folds):
+        return _only(fitted, "ease" if "ease" in fitted else "item_knn")
+    means = {name: _mean_ndcg(found.scores, folds) for name, found in fitted.items()}
+    first, *others = sorted(fitted, key=lambda name: -means[name])
+    adapted = _only(fitted, first)
+    for name in others:
+        adapted = _with_part(
+            adapted,
+            name,
+            fitted[name],
+            folds,
+            weights=_LOCAL_WEIGHTS,
+            stderrs=_LOCAL_STDERRS,
         )
-        for model in (joined, alone)
+    return adapted
+
+
+def join(
+    alone: Adapted,
+    federated: Mapping[str, csr_matrix],
+    interactions: csr_matrix,
+    folds: Sequence[Fold],
+) -> Adapted:
+    """Add what the federation brought, part by part, where the validation users clearly prefer it.
+
+    The gate: a part is added with the weight that gives the best NDCG@10, if by that weight both
+    NDCG@10 and the logarithms of the ranks gain more than one standard error of the paired
+    difference (the one-standard-error rule: Breiman et al. 1984, section 3.4.3). Otherwise its
+    weight is 0, so joining can be refused part by part. What others say about an item counts
+    less the more often the platform sold it itself.
+
+    Args:
+        alone: from :func:`fit_alone`.
+        federated: item similarities by name, each [num_listed, num_listed].
+        interactions: all of the platform's.
+        folds: those that ``alone`` was chosen on, or the first of them.
+
+    Raises:
+        ValueError: if a similarity is not one of the listed items.
+    """
+    num_listed = interactions.shape[1]
+    for name, similarity in federated.items():
+        if similarity.shape != (num_listed, num_listed):
+            raise ValueError(
+                f"{name}: found a similarity of shape {similarity.shape}, "
+                f"expected {(num_listed, num_listed)}"
+            )
+    adapted = Adapted(blend=alone.blend, scores=alone.scores[: len(folds)])
+    for name, similarity in federated.items():
+        if not similarity.nnz or not any(len(fold.users) for fold in folds):
+            continue
+
+        def fit(history: csr_matrix, weights: csr_matrix = similarity) -> ItemWeights:
+            bought = popularity_scores(history)
+            trust = _HALF_TRUSTED_PURCHASES / (_HALF_TRUSTED_PURCHASES + bought)
+            return ItemWeights(weights=(weights @ diags(trust)).tocsr().astype(np.float32))
+
+        adapted = _with_part(
+            adapted,
+            name,
+            _best([fit], interactions, folds),
+            folds,
+            weights=_FEDERATED_WEIGHTS,
+            stderrs=_FEDERATED_STDERRS,
+            by_rank=True,
+        )
+    return adapted
+
+
+def _local_fits(
+    interactions: csr_matrix,
+    folds: Sequence[Fold],
+    config: NcfConfig,
+    max_epochs: int,
+    seed: int,
+) -> Iterator[tuple[str, list[Fit]]]:
+    """Name of each kind of local model, and what fits it with each setting that is tried."""
+
+    def fit_popularity(history: csr_matrix) -> ItemScores:
+        return ItemScores(values=np.log1p(popularity_scores(history)))
+
+    def fit_neighbours(history: csr_matrix, shrink: float) -> ItemWeights:
+        return ItemWeights(weights=fit_item_knn(history, neighbours=_NEIGHBOURS, shrink=shrink))
+
+    def fit_linear(history: csr_matrix, l2: float) -> ItemWeights:
+        return ItemWeights(weights=fit_ease(history, l2=l2))
+
+    yield "popularity", [fit_popularity]
+    yield "item_knn", [partial(fit_neighbours, shrink=shrink) for shrink in _SHRINKS]
+    num_bought = int(np.count_nonzero(popularity_scores(interactions)))
+    if num_bought <= MAX_ITEMS:
+        ridges = _RIDGES if num_bought <= _SLOW_ITEMS else _RIDGES_IF_SLOW
+        yield "ease", [partial(fit_linear, l2=l2) for l2 in ridges]
+
+    def fit_factors(history: csr_matrix, l2: float, unobserved_weight: float) -> Factors:
+        found = fit_als(
+            history,
+            dim=_ALS_DIM,
+            l2=l2,
+            unobserved_weight=unobserved_weight,
+            epochs=_ALS_EPOCHS,
+            seed=seed,
+        )
+        return Factors(users=found.users, items=found.items)
+
+    yield (
+        "als",
+        [partial(fit_factors, l2=l2, unobserved_weight=weight) for l2, weight in _ALS_CHOICES],
     )
-    gains = _log_reciprocal_ranks(with_joining, num_items) - _log_reciprocal_ranks(
-        without, num_items
+    epochs = fit_personal_ncf(
+        config, folds[0].history, folds[0].held_out, max_epochs=max_epochs, seed=seed
+    ).epochs
+    nothing = csr_matrix(interactions.shape, dtype=np.float32)
+    yield (
+        "ncf",
+        [
+            lambda history: fit_personal_ncf(
+                config, history, nothing, max_epochs=max(1, epochs), seed=seed
+            )
+        ],
     )
-    stderr = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else math.inf
-    top = paired_difference(with_joining, without, f"ndcg@{CUTOFF}")
-    return bool(gains.mean() > stderr and top.mean >= 0.0)
 
 
-def _log_reciprocal_ranks(metrics: RankingMetrics, num_items: int) -> np.ndarray:
-    """Minus the logarithm of each validation user's best rank; last where it cannot be reached."""
-    reciprocal = metrics.per_user[f"mrr@{num_items}"]
-    logs: np.ndarray = np.log(np.maximum(reciprocal, 1.0 / (num_items + 1)))
-    return logs
+def _best(fits: Sequence[Fit], interactions: csr_matrix, folds: Sequence[Fold]) -> Fitted:
+    """Of several settings the one with the best mean NDCG@10, fitted on everything.
+
+    Without validation users it is the one in the middle.
+    """
+    if not any(len(fold.users) for fold in folds):
+        fits = [fits[(len(fits) - 1) // 2]]
+
+    def tried() -> Iterator[tuple[float, Scores, Fit]]:
+        for fit in fits:
+            scores = tuple(fit(fold.history).scores(fold.users, fold.history) for fold in folds)
+            yield _mean_ndcg(scores, folds), scores, fit
+
+    _, scores, fit = max(tried(), key=lambda outcome: outcome[0])
+    return Fitted(part=fit(interactions), scores=scores)
 
 
-def _dropout(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Dropout whose coins come from ``generator`` (torch's own uses the global one)."""
-    kept = torch.rand(rows.shape, generator=generator) >= DROPOUT
-    return rows * kept / (1.0 - DROPOUT)
-
-
-def _snapshot(
-    model: SharedNcf, vectors: Tensor, interactions: csr_matrix, validation: csr_matrix
-) -> PersonalModel:
-    items = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-    personal = PersonalModel(
-        config=model.config,
-        items=items,
-        user_vectors=vectors.detach().numpy().copy(),
-        validation_ndcg=-1.0,
+def _only(fitted: Mapping[str, Fitted], name: str) -> Adapted:
+    """Parts that were fitted, with a weight for one of them."""
+    scale = 1.0 / _spread(fitted[name].scores)
+    return Adapted(
+        blend=Blend(
+            parts={key: found.part for key, found in fitted.items()}, weights={name: scale}
+        ),
+        scores=_scaled(fitted[name].scores, scale),
     )
-    if not validation.nnz:
-        return personal
-    metrics = evaluate(
-        personal.scores, interactions, validation, cutoffs=(CUTOFF,), rng=np.random.default_rng(0)
+
+
+def _with_part(
+    adapted: Adapted,
+    name: str,
+    found: Fitted,
+    folds: Sequence[Fold],
+    *,
+    weights: Sequence[float],
+    stderrs: float,
+    by_rank: bool = False,
+) -> Adapted:
+    """Give a further part the weight that serves validation users best, or none."""
+    unit = _spread(adapted.scores) / _spread(found.scores)
+
+    def tried() -> Iterator[tuple[float, Scores, float]]:
+        for weight in weights:
+            scores = _sum(adapted.scores, _scaled(found.scores, weight * unit))
+            yield _mean_ndcg(scores, folds), scores, weight * unit
+
+    _, scores, weight = max(tried(), key=lambda outcome: outcome[0])
+    parts = {**adapted.blend.parts, name: found.part}
+    is_better = _gains(ndcg(scores, folds) - ndcg(adapted.scores, folds), stderrs) and (
+        not by_rank or _gains(log_ranks(scores, folds) - log_ranks(adapted.scores, folds), stderrs)
     )
-    return replace(personal, validation_ndcg=metrics.mean[f"ndcg@{CUTOFF}"])
+    if not is_better:
+        return Adapted(
+            blend=Blend(parts=parts, weights=adapted.blend.weights), scores=adapted.scores
+        )
+    return Adapted(
+        blend=Blend(parts=parts, weights={**adapted.blend.weights, name: weight}), scores=scores
+    )
+
+
+def _gains(differences: np.ndarray, stderrs: float) -> bool:
+    """Whether a mean difference is above 0 by that many of its standard errors."""
+    if len(differences) < 2:
+        return False
+    stderr = float(differences.std(ddof=1)) / len(differences) ** 0.5
+    return bool(differences.mean() > stderrs * stderr)
+
+
+def _mean_ndcg(scores: Scores, folds: Sequence[Fold]) -> float:
+    values = ndcg(scores, folds)
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _spread(scores: Scores) -> float:
+    """Standard deviation of all scores of the first fold; 1 where they do not differ."""
+    spread = float(scores[0].std()) if scores[0].size else 0.0
+    return spread or 1.0
+
+
+def _scaled(scores: Scores, factor: float) -> Scores:
+    return tuple(np.float32(factor) * block for block in scores)
+
+
+def _sum(first: Scores, second: Scores) -> Scores:
+    return tuple(a + b for a, b in zip(first, second, strict=True))

@@ -19,7 +19,7 @@ from client.config import PlatformConfig
 from client.platform import Platform
 from common.config import load_config
 from common.errors import ConfigError
-from common.messages import AdoptRequest, TrainRequest
+from common.messages import AdoptRequest, SumRequest, TrainRequest
 from common.wire import decode, encode
 
 if TYPE_CHECKING:
@@ -49,9 +49,18 @@ def train(message: Message, context: Context) -> Message:
     return Message(answer, reply_to=message)
 
 
+@app.train("sum")
+def sum_up(message: Message, context: Context) -> Message:
+    """Answer one request for a private sum."""
+    with _own_log():
+        request, arrays = decode(message.content, SumRequest)
+        answer = encode(*_platform(context).sum_up(request, arrays))
+    return Message(answer, reply_to=message)
+
+
 @app.query("adopt")
 def adopt(message: Message, context: Context) -> Message:
-    """Keep and privately adapt the finished shared model."""
+    """Keep and privately adapt what the run made."""
     with _own_log():
         request, arrays = decode(message.content, AdoptRequest)
         answer = encode(_platform(context).adopt(request, arrays))

@@ -130,10 +130,13 @@ class TrainingSection:
 class AdaptationSection:
     """``[adaptation]``: local, private fitting. Nothing of it is ever released."""
 
+    enabled: bool = True
+    """Fit models when a run is handed over; false keeps what is served."""
     max_epochs: int = 40
     """Upper bound on passes over the data; the validation users stop earlier."""
-    validation_users: int = 500
-    """Users who give up one interaction to choose the number of passes."""
+    validation_users: int = 1500
+    """Judgements that models are chosen by: users who give up one interaction for it. A platform
+    with fewer users asks each one several times."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail only after training."""

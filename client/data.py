@@ -1,12 +1,14 @@
-"""What a platform trains on: its interactions, less what its validation users gave up."""
+"""What a platform trains on: its interactions, and what its validation users give up to judge."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from client.validation import Fold
 from common.data.catalogue import Catalogue, read_catalogue
 from common.data.interactions import UserItems, encode_held_out
 from common.data.readers import read_interactions
@@ -15,13 +17,16 @@ from common.data.splits import leave_last_out
 from common.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from scipy.sparse import csr_matrix
+    import pandas as pd
 
     from client.config import PlatformConfig
 
 _CACHED_PLATFORMS = 16
+_MOST_FOLDS = 5
+_MIN_KEPT = 2
 _SPLIT_SEED = 0
 """Which interaction a validation user gives up: no guarantee hangs on it."""
 
@@ -35,15 +40,15 @@ class PlatformData:
     users_digest: str
     """SHA-256 over the user ids in the order of rows; private vectors belong to it."""
     users: UserItems
-    """Interactions to fit; users are rows, listed items are columns."""
-    validation: csr_matrix
-    """Same shape: held-out items of the validation users."""
+    """All interactions; users are rows, listed items are columns."""
+    folds: tuple[Fold, ...]
+    """At least one; in each one the validation users give up another interaction."""
 
 
 def load_platform_data(config: PlatformConfig) -> PlatformData:
     """Read a platform's data as ``platform.toml`` says; cached until a file changes.
 
-    A user's row depends on her own interactions only: whether she is a validation user, and what
+    A user's rows depend on her own interactions only: whether she is a validation user, and what
     she gives up, does not change when others join or leave.
 
     Raises:
@@ -79,17 +84,32 @@ def _load(config: PlatformConfig, _stamps: tuple[tuple[int, int], ...]) -> Platf
     table, _ = read_interactions(config.data.source, columns)
     name = config.platform.name
     table = table[table["item_id"].isin(catalogue.listed_ids(name))]
-    share = min(1.0, config.adaptation.validation_users / config.platform.population)
-    fit, validation = leave_last_out(table, seed=_SPLIT_SEED, share=share, min_kept=2)
-    users = UserItems.from_table(fit, catalogue, name)
+    users = UserItems.from_table(table, catalogue, name)
     return PlatformData(
         num_catalogue_items=catalogue.num_items,
         users_digest=hashlib.sha256("\n".join(users.user_ids).encode()).hexdigest(),
         users=users,
-        validation=encode_held_out(
-            validation, user_ids=users.user_ids, catalogue=catalogue, platform=name
-        ),
+        folds=tuple(_folds(config, table, users, catalogue)),
     )
+
+
+def _folds(
+    config: PlatformConfig, table: pd.DataFrame, users: UserItems, catalogue: Catalogue
+) -> Iterator[Fold]:
+    """As many folds as it takes for the wanted number of judgements, by the public population."""
+    wanted, population = config.adaptation.validation_users, config.platform.population
+    share = min(1.0, wanted / population)
+    encode = partial(
+        encode_held_out,
+        user_ids=users.user_ids,
+        catalogue=catalogue,
+        platform=config.platform.name,
+    )
+    for place in range(min(_MOST_FOLDS, max(1, math.ceil(wanted / population)))):
+        history, held_out = leave_last_out(
+            table, seed=_SPLIT_SEED, share=share, min_kept=_MIN_KEPT, place=place
+        )
+        yield Fold(history=encode(history), held_out=encode(held_out))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,23 +1,30 @@
 """What a platform does with each request, in the order that keeps its promise.
 
-Train: validate -> price and reserve durably -> touch data -> train -> store the release ->
-record it -> reply. A repeated request gets the stored release, byte for byte.
+Train and sum: validate -> price and reserve durably -> touch data -> compute -> store the release
+-> record it -> reply. A repeated request gets the stored release, byte for byte.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from client.adaptation import fit_personal_model, fit_user_vectors, joining_pays
+from client.adaptation import fit_alone, join
 from client.data import load_catalogue, load_platform_data
 from client.devices import resolve_device
+from client.model_files import fitted_to
+from client.parts import Blend
+from client.personal_ncf import fit_user_vectors
+from client.similarity import similarity_of_pairs, similarity_of_vectors
 from client.state import PlatformState
+from client.sums import count_sum, noisy, on_items, pair_sum
 from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
 from common.errors import (
@@ -27,17 +34,37 @@ from common.errors import (
     RequestRefused,
     StateError,
 )
-from common.messages import AdoptRequest, Profile, Reply, TrainRequest
-from common.models.partition import check_shared, put_rows, take_rows
+from common.messages import (
+    AdoptRequest,
+    Profile,
+    ReleaseRequest,
+    Reply,
+    SumRequest,
+    TrainRequest,
+    sum_request_id,
+)
+from common.models.pairs import PairSum
+from common.models.partition import (
+    PAIRS,
+    check_asked,
+    check_pairs,
+    check_shared,
+    check_sum,
+    put_rows,
+    take_rows,
+)
 from common.privacy.account import Spend
 from common.privacy.randomness import SeededRandom, SystemRandom
 from common.rng import derive_seed
 from common.storage import pack_arrays, sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from client.adaptation import Adapted
     from client.config import PlatformConfig
+    from client.data import PlatformData
+    from common.models.ncf import NcfConfig
     from common.models.partition import Arrays
     from common.privacy.randomness import RandomSource
 
@@ -72,8 +99,56 @@ class Platform:
 
     def train(self, request: TrainRequest, shared: Arrays) -> tuple[Reply, Arrays | None]:
         """Answer one round: a release and its reply, or a reply that declines."""
+        return self._answer(
+            request,
+            check=lambda: self._check_training(request, shared),
+            make=partial(self._train, request),
+        )
+
+    def sum_up(self, request: SumRequest, asked: Arrays) -> tuple[Reply, Arrays | None]:
+        """Answer one request for a sum: a release and its reply, or a reply that declines."""
+        return self._answer(
+            request,
+            check=lambda: self._check_asked(request, asked),
+            make=partial(self._sum, request),
+        )
+
+    def adopt(self, request: AdoptRequest, arrays: Arrays) -> Reply:
+        """Keep what the run made, fit models privately with and without it; nothing is released.
+
+        The reply depends on public facts alone: whether the fitting succeeded is the platform's
+        own business, and a failure leaves the model of before in service.
+        """
         try:
-            release = self._release(request, shared)
+            shared, pairs = self._check_adopted(request, arrays)
+        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
+            return self._declined(error, request.run_id, 0)
+        try:
+            with self._state() as state:
+                state.check_running()
+                if pairs is not None:
+                    pairs = self._of_others(request, pairs, state)
+                self._adapt(request, shared, pairs, state)
+        except Exception:
+            log.exception("%s could not adapt to the run; it serves what it had", self.name)
+        return Reply(platform=self.name, run_id=request.run_id, round_number=0, outcome="adopted")
+
+    def _answer(
+        self,
+        request: TrainRequest | SumRequest,
+        *,
+        check: Callable[[], Arrays],
+        make: Callable[[Arrays, PlatformState], Arrays],
+    ) -> tuple[Reply, Arrays | None]:
+        """The one way to a release.
+
+        Args:
+            request: what is asked for.
+            check: refuses what the platform did not agree to, or returns the request's arrays.
+            make: touches the data, makes the release, stores and records it.
+        """
+        try:
+            release = self._release(request, check(), make)
         except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
             declined = self._declined(error, request.run_id, request.round_number)
             if isinstance(error, (BudgetExhausted, RequestRefused)):
@@ -87,30 +162,16 @@ class Platform:
         )
         return reply, release
 
-    def adopt(self, request: AdoptRequest, shared: Arrays) -> Reply:
-        """Keep the shared model, fit it privately beside one without it; nothing is released.
-
-        The reply depends on public facts alone: whether the fitting succeeded is the platform's
-        own business, and a failure leaves the model of before in service.
-        """
-        try:
-            shared = self._check_arrays(request, shared)
-        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
-            return self._declined(error, request.run_id, 0)
-        try:
-            self._adapt(request, shared)
-        except Exception:
-            log.exception("%s could not adapt the shared model; it serves what it had", self.name)
-        return Reply(platform=self.name, run_id=request.run_id, round_number=0, outcome="adopted")
-
-    def _release(self, request: TrainRequest, shared: Arrays) -> Arrays:
-        self._check_policy(request)
-        shared = self._check_arrays(request, shared)
-        digest = request.digest(sha256(pack_arrays(shared, {})))
+    def _release(
+        self,
+        request: ReleaseRequest,
+        arrays: Arrays,
+        make: Callable[[Arrays, PlatformState], Arrays],
+    ) -> Arrays:
         spend = Spend(
             request_id=request.request_id,
-            request_digest=digest,
-            description=f"run {request.run_id}, round {request.round_number}",
+            request_digest=request.digest(sha256(pack_arrays(arrays, {}))),
+            description=f"run {request.run_id}, {request.what}",
             mechanism=request.mechanism(),
             mechanism_if_broken=request.mechanism_if_broken(),
         )
@@ -122,7 +183,7 @@ class Platform:
                 return stored
             state.start_training()
             try:
-                return self._train(request, shared, state)
+                return make(arrays, state)
             except Exception as error:
                 state.stop(error)
                 raise
@@ -130,7 +191,7 @@ class Platform:
     def _train(self, request: TrainRequest, shared: Arrays, state: PlatformState) -> Arrays:
         """Touch the data and make one release; whatever fails from here on stops the platform."""
         data = load_platform_data(self._config)
-        source = self._random_source(request)
+        source = self._random_source(request.run_id, request.round_number)
         fresh = UserVectors.initial(
             data.users.num_users,
             request.model.user_dim,
@@ -140,7 +201,8 @@ class Platform:
             request.model,
             take_rows(shared, data.users.listing),
             state.load_vectors(request.run_id, data.users.user_ids, fresh),
-            data.users.matrix,
+            # Not what the first fold gives up: it judges what the run brings.
+            data.folds[0].history,
             _plan(request),
             source,
             engine=self._config.training.engine,
@@ -151,48 +213,106 @@ class Platform:
         state.store_release(request.request_id, release, vectors, data.users.user_ids)
         return release
 
-    def _adapt(self, request: AdoptRequest, shared: Arrays) -> None:
+    def _sum(self, request: SumRequest, asked: Arrays, state: PlatformState) -> Arrays:
+        """Touch the data and sum all of it."""
+        data = load_platform_data(self._config)
+        own = on_items(data.users.matrix, data.users.listing, asked["items"])
+        is_counts = request.quantity == "item-counts"
+        total = count_sum(own) if is_counts else pair_sum(own, asked["weights"])
+        source = self._random_source(request.run_id, request.quantity)
+        noise_std = request.noise_multiplier * request.noise_share
+        release = {"sum": noisy(total, noise_std, source)}
+        release = check_sum(release, request.quantity, len(asked["items"]))
+        state.store_release(request.request_id, release)
+        return release
+
+    def _of_others(
+        self, request: AdoptRequest, pairs: PairSum, state: PlatformState
+    ) -> PairSum | None:
+        """The sum without the platform's own release, which it knows better; None if that is all.
+
+        Raises:
+            RequestRefused: if the platform's release is of another size.
+            StateError: if the release was made and is no longer there.
+        """
+        if not request.own_included:
+            return pairs
+        own = state.load_release(sum_request_id(request.run_id, "item-pairs", self.name))
+        if own is None:
+            return pairs
+        if own["sum"].shape != pairs.total.shape:
+            msg = "pairs: the sum is not of the items that this platform was asked for."
+            raise RequestRefused(msg)
+        num_others = request.num_sums - 1
+        if num_others == 0:
+            return None
+        return replace(
+            pairs,
+            total=(pairs.total.astype(np.float64) - own["sum"]).astype(np.float32),
+            noise_std=request.noise_std * math.sqrt(num_others),
+        )
+
+    def _adapt(
+        self,
+        request: AdoptRequest,
+        shared: Arrays | None,
+        pairs: PairSum | None,
+        state: PlatformState,
+    ) -> None:
+        if not self._config.adaptation.enabled:
+            return
         simulation = self._config.simulation
         seed = derive_seed(simulation.seed if simulation else 0, "adaptation", self.name)
-        with self._state() as state:
-            state.check_running()
-            state.start_training()
-            data = load_platform_data(self._config)
+        state.start_training()
+        data = load_platform_data(self._config)
+        alone = self._alone(request.model, data, state, seed)
+        joined = alone
+        if pairs is not None:
+            similar = similarity_of_pairs(pairs, data.users.listing)
+            joined = join(joined, {"pairs": similar}, data.users.matrix, data.folds)
+        parts = dict(joined.blend.parts)
+        if shared is not None:
             local = take_rows(shared, data.users.listing)
+            # Rounds have seen what the other folds give up: only the first one can judge them.
+            similar = similarity_of_vectors(local[request.model.item_vectors])
+            joined = join(joined, {"ncf_items": similar}, data.users.matrix, data.folds[:1])
             fresh = UserVectors.initial(
                 data.users.num_users, request.model.user_dim, torch.Generator().manual_seed(seed)
             )
             vectors = state.load_vectors(request.run_id, data.users.user_ids, fresh)
-            fit = partial(
-                fit_personal_model,
-                request.model,
-                data.users.matrix,
-                data.validation,
-                max_epochs=self._config.adaptation.max_epochs,
-                seed=seed,
-            )
-            frozen = fit_user_vectors(
-                request.model, local, vectors, data.users.matrix, data.validation, seed=seed
-            )
-            state.save_model("shared", frozen, data.users_digest)
-            alone = fit()
-            joined = fit(shared=local, user_vectors=frozen.user_vectors)
-            state.save_model("alone", alone, data.users_digest)
-            state.save_model("joined", joined, data.users_digest)
-            pays = joining_pays(alone, joined, data.users.matrix, data.validation)
-            state.save_served("joined" if pays else "alone")
-            state.finish_training()
+            parts = {
+                **joined.blend.parts,
+                "shared": fit_user_vectors(
+                    request.model, local, vectors, data.users.matrix, seed=seed
+                ),
+            }
+        pays = joined.blend.weights != alone.blend.weights
+        blend = Blend(parts=parts, weights=joined.blend.weights)
+        state.models.save_joined(blend, "joined" if pays else "alone")
+        state.finish_training()
 
-    def _check_policy(self, request: TrainRequest) -> None:
-        """Hold a request against the platform's own configuration.
+    def _alone(
+        self, model: NcfConfig, data: PlatformData, state: PlatformState, seed: int
+    ) -> Adapted:
+        """The best without anybody else; fitted again only where something changed."""
+        max_epochs = self._config.adaptation.max_epochs
+        digest = fitted_to(data, model, max_epochs=max_epochs, seed=seed)
+        alone = state.models.load_alone(digest)
+        if alone is None:
+            alone = fit_alone(
+                data.users.matrix, data.folds, model, max_epochs=max_epochs, seed=seed
+            )
+            state.models.save_alone(alone, digest)
+        return alone
+
+    def _check_training(self, request: TrainRequest, shared: Arrays) -> Arrays:
+        """Hold a request for a round against the platform's own configuration.
 
         Raises:
             RequestRefused: naming the first thing the platform does not accept.
         """
+        self._check_policy(request)
         privacy = self._config.privacy
-        if request.trust != privacy.trust:
-            msg = f"trust: asked for {request.trust!r}, this platform accepts {privacy.trust!r}."
-            raise RequestRefused(msg)
         if request.clipping_norm > privacy.max_clipping_norm:
             msg = (
                 f"clipping_norm: asked for {request.clipping_norm}, this platform accepts at "
@@ -205,6 +325,48 @@ class Platform:
                 f"{privacy.max_rounds} rounds of a run."
             )
             raise RequestRefused(msg)
+        return self._check_shared(request, shared)
+
+    def _check_asked(self, request: SumRequest, asked: Arrays) -> Arrays:
+        """Hold a request for a sum against the platform's own configuration.
+
+        Any items and weights are safe: a user's part is divided by its norm after it is restricted
+        to them.
+
+        Raises:
+            RequestRefused: naming the first thing the platform does not accept.
+        """
+        self._check_policy(request)
+        num_items = self._check_addressed(request)
+        with _refused():
+            return check_asked(asked, request.quantity, num_items)
+
+    def _check_adopted(
+        self, request: AdoptRequest, arrays: Arrays
+    ) -> tuple[Arrays | None, PairSum | None]:
+        """Take apart what is handed over.
+
+        Raises:
+            RequestRefused: if it is not exactly what the request says.
+        """
+        num_items = self._check_addressed(request)
+        shared = {name: array for name, array in arrays.items() if not name.startswith(PAIRS)}
+        rest = {k.removeprefix(PAIRS): v for k, v in arrays.items() if k.startswith(PAIRS)}
+        if (shared and request.rounds_done == 0) or (rest and request.num_sums == 0):
+            msg = f"arrays: found {sorted(arrays)}, more than what the request says."
+            raise RequestRefused(msg)
+        pairs = None
+        if request.num_sums > 0:
+            noise_std = request.noise_std * math.sqrt(request.num_sums)
+            with _refused():
+                pairs = PairSum(**check_pairs(rest, num_items), noise_std=noise_std)
+        return (self._check_shared(request, shared) if request.rounds_done > 0 else None), pairs
+
+    def _check_policy(self, request: ReleaseRequest) -> None:
+        privacy = self._config.privacy
+        if request.trust != privacy.trust:
+            msg = f"trust: asked for {request.trust!r}, this platform accepts {privacy.trust!r}."
+            raise RequestRefused(msg)
         if privacy.trust != "none" and request.noise_multiplier < privacy.min_noise_multiplier:
             msg = (
                 f"noise_multiplier: asked for {request.noise_multiplier}, this platform accepts "
@@ -212,7 +374,8 @@ class Platform:
             )
             raise RequestRefused(msg)
 
-    def _check_arrays(self, request: TrainRequest | AdoptRequest, shared: Arrays) -> Arrays:
+    def _check_addressed(self, request: ReleaseRequest | AdoptRequest) -> int:
+        """Refuse what is for another platform or catalogue; return the number of its items."""
         if request.platform != self.name:
             msg = f"platform: the request is for {request.platform!r}, this is {self.name!r}."
             raise RequestRefused(msg)
@@ -220,21 +383,22 @@ class Platform:
         if request.catalogue_digest != catalogue.digest:
             msg = "catalogue: the request's rows belong to another version of the catalogue."
             raise RequestRefused(msg)
-        try:
-            shared = check_shared(shared, request.model, catalogue.num_items)
-        except InvalidRelease as error:
-            raise RequestRefused(str(error)) from error
+        return catalogue.num_items
+
+    def _check_shared(self, request: TrainRequest | AdoptRequest, shared: Arrays) -> Arrays:
+        num_items = self._check_addressed(request)
+        with _refused():
+            shared = check_shared(shared, request.model, num_items)
         if any(np.abs(array).max(initial=0.0) > MAX_PARAMETER for array in shared.values()):
             msg = f"shared arrays: a value is beyond {MAX_PARAMETER:g}, which no honest run needs."
             raise RequestRefused(msg)
         return shared
 
-    def _random_source(self, request: TrainRequest) -> RandomSource:
+    def _random_source(self, run_id: str, what: int | str) -> RandomSource:
         if self._config.simulation is None:
             return SystemRandom()
         seed = self._config.simulation.seed
-        place = (request.run_id, self.name, request.round_number)
-        return SeededRandom(derive_seed(seed, "release", *place))
+        return SeededRandom(derive_seed(seed, "release", run_id, self.name, what))
 
     def _declined(self, error: Exception, run_id: str, round_number: int) -> Reply:
         """Say in public only what follows from public facts; the rest goes to the own log."""
@@ -246,8 +410,9 @@ class Platform:
             reason = "failed: the cause is in the platform's own log."
         expected = isinstance(error, CrossRecError)
         log.warning(
-            "%s declined round %d: %s",
+            "%s declined a request of run %s (round %d): %s",
             self.name,
+            run_id,
             round_number,
             error,
             exc_info=None if expected else error,
@@ -260,7 +425,7 @@ class Platform:
             reason=reason,
         )
 
-    def _write_down(self, request: TrainRequest, reason: str) -> None:
+    def _write_down(self, request: ReleaseRequest, reason: str) -> None:
         """Keep a declined request in the ledger; where that fails, the log has it."""
         try:
             with self._state() as state:
@@ -275,6 +440,15 @@ class Platform:
             yield state
         finally:
             state.close()
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """What is no valid release is no valid request, either."""
+    try:
+        yield
+    except InvalidRelease as error:
+        raise RequestRefused(str(error)) from error
 
 
 def _plan(request: TrainRequest) -> TrainingPlan:

@@ -7,10 +7,9 @@ Layout of the folder::
     lock                            held by the one process that works for the platform
     training.txt                    there from the first touch of data to the recorded release
     stopped.txt                     why the platform stopped answering; delete it to go on
-    releases/<hash>.safetensors     latest releases, byte for byte
+    releases/<hash>.safetensors     latest releases, and the latest run's sums, byte for byte
     private/<hash>.safetensors      user vectors after the round of the same name
-    model/NAME.safetensors          personal models, see ``ModelName``
-    model/served.txt                name of the one that is served, written last
+    model/                          what the platform scores with, see :mod:`client.model_files`
 
 Private vectors of a round become current only when the ledger has recorded its release, so a
 crash at any point leaves the state of the round before or of the round after.
@@ -23,14 +22,13 @@ import hashlib
 import json
 import shutil
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from client.adaptation import PersonalModel
+from client.model_files import ModelFiles
 from common.errors import RequestRefused, StateError
-from common.messages import from_json, to_json
-from common.models.ncf import NcfConfig
+from common.models.partition import SumQuantity
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import pack_arrays, read_arrays, sha256, write_durably
 
@@ -40,13 +38,6 @@ if TYPE_CHECKING:
 
     from client.user_vectors import UserVectors
     from common.models.partition import Arrays
-
-ModelName = Literal["shared", "alone", "joined"]
-"""``shared``: shared items as they came, private user vectors; ``alone``: fitted without the
-federation; ``joined``: fitted from the shared model."""
-
-ServedName = Literal["alone", "joined"]
-"""What a platform may serve; the gate chooses."""
 
 STOPPED_FILE = "stopped.txt"
 _TRAINING_FILE = "training.txt"
@@ -66,6 +57,7 @@ class PlatformState:
         """
         self._folder = folder
         self._keep_releases = keep_releases
+        self.models = ModelFiles(folder / "model")
         ledger = folder / LEDGER_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,12 +101,17 @@ class PlatformState:
         self._lock.close()
 
     def store_release(
-        self, request_id: str, release: Arrays, vectors: UserVectors, user_ids: Sequence[str]
+        self,
+        request_id: str,
+        release: Arrays,
+        vectors: UserVectors | None = None,
+        user_ids: Sequence[str] = (),
     ) -> None:
-        """Put a release and the private vectors of its round on disk, then record it."""
-        private = {name: getattr(vectors, name).numpy() for name in _VECTORS}
-        content = pack_arrays(private, {"users": json.dumps(user_ids)})
-        write_durably(self._file("private", request_id), content)
+        """Put a release, and a round's private vectors, on disk; then record it."""
+        if vectors is not None:
+            private = {name: getattr(vectors, name).numpy() for name in _VECTORS}
+            content = pack_arrays(private, {"users": json.dumps(user_ids)})
+            write_durably(self._file("private", request_id), content)
         content = pack_arrays(release, {"request": request_id})
         write_durably(self._file("releases", request_id), content)
         self.ledger.commit(request_id, sha256(content))
@@ -207,69 +204,25 @@ class PlatformState:
             msg = f"this platform stopped after a failure; its operator finds it in {STOPPED_FILE}."
             raise RequestRefused(msg)
 
-    def save_model(self, name: ModelName, model: PersonalModel, users_digest: str) -> None:
-        """Write one personal model."""
-        metadata = {
-            "model": to_json(model.config),
-            "users": users_digest,
-            "validation_ndcg": f"{model.validation_ndcg:.9f}",
-            "epochs": str(model.epochs),
-        }
-        content = pack_arrays({**model.items, "user_vectors": model.user_vectors}, metadata)
-        write_durably(self._model_file(name), content)
-
-    def load_model(self, name: ModelName, users_digest: str | None = None) -> PersonalModel | None:
-        """Read one personal model; None if it was never written, or for other users.
-
-        Raises:
-            StateError: if the file is damaged.
-        """
-        path = self._model_file(name)
-        if not path.exists():
-            return None
-        arrays, metadata = read_arrays(path)
-        if users_digest is not None and metadata["users"] != users_digest:
-            return None
-        user_vectors = arrays.pop("user_vectors")
-        return PersonalModel(
-            config=from_json(metadata["model"], NcfConfig),
-            items=arrays,
-            user_vectors=user_vectors,
-            validation_ndcg=float(metadata["validation_ndcg"]),
-            epochs=int(metadata["epochs"]),
-        )
-
-    def save_served(self, name: ServedName) -> None:
-        """Record which model is served, after all of them were saved."""
-        write_durably(self._folder / "model" / "served.txt", name.encode())
-
-    def served(self) -> ServedName | None:
-        """Which model is served, or None before the first hand-over.
-
-        Raises:
-            StateError: if the record is damaged.
-        """
-        path = self._folder / "model" / "served.txt"
-        if not path.exists():
-            return None
-        name = path.read_text(encoding="utf-8", errors="replace")
-        for known in get_args(ServedName):
-            if name == known:
-                return cast("ServedName", known)
-        msg = f"{path}: names no model that can be served; run the hand-over again."
-        raise StateError(msg)
-
-    def _model_file(self, name: ModelName) -> Path:
-        return self._folder / "model" / f"{name}.safetensors"
-
     def _file(self, kind: str, request_id: str) -> Path:
         name = hashlib.sha256(request_id.encode()).hexdigest()[:32]
         return self._folder / kind / f"{name}.safetensors"
 
     def _forget_old(self) -> None:
-        latest = self.ledger.account().spends[-self._keep_releases :]
+        """Keep the latest rounds, and the sums of the latest run to its end: it subtracts them."""
+        spends = self.ledger.account().spends
+        rounds = [spend for spend in spends if not _is_sum(spend.request_id)]
+        run = spends[-1].request_id.partition("/")[0]
+        sums = [s for s in spends if _is_sum(s.request_id) and s.request_id.startswith(run + "/")]
         for kind in ("releases", "private"):
-            kept = {self._file(kind, spend.request_id) for spend in latest}
+            kept = {
+                self._file(kind, spend.request_id)
+                for spend in (*rounds[-self._keep_releases :], *sums)
+            }
             for path in (self._folder / kind).glob("*.safetensors"):
                 if path not in kept:
                     path.unlink(missing_ok=True)
+
+
+def _is_sum(request_id: str) -> bool:
+    return request_id.partition("/")[2].partition("/")[0] in get_args(SumQuantity)

@@ -10,12 +10,14 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from common.config import parse_config
 from common.errors import ConfigError, RequestRefused
 from common.models.ncf import NcfConfig
+from common.models.partition import SumQuantity
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 PROFILE = "query.profile"
 TRAIN = "train.round"
+SUM = "train.sum"
 ADOPT = "query.adopt"
 
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -35,6 +38,9 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-6, 1e6),
     "noise_multiplier": (0.0, 1e6),
     "denominator": (1e-6, 1e12),
+    "rounds_done": (0, 1_000_000),
+    "num_sums": (0, 1_000_000),
+    "noise_std": (0.0, 1e6),
 }
 """What a request may ask for: wide enough for any honest run, narrow enough to compute with."""
 
@@ -62,25 +68,68 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainRequest:
-    """One round of private training asked of one platform; the shared arrays come beside it."""
+class ReleaseRequest(ABC):
+    """What every request for a noised release says; arrays come beside it."""
 
     run_id: str
-    """The run; a platform answers once per run and round."""
-    round_number: int
-    """From 1."""
+    """The run; a platform answers once per run and round, and once per run and sum."""
     platform: str
     """Who is asked."""
     catalogue_digest: str
     """SHA-256 of the catalogue that rows refer to."""
-    model: NcfConfig
-    """The shared model."""
     trust: TrustMode
     """Trust mode of the run."""
     num_platforms: int
-    """K: platforms asked in this round."""
+    """K: platforms that are asked the same."""
     noise_multiplier: float
-    """Noise over clipping norm that an observer must face."""
+    """Noise over the bound on a user's part that an observer must face."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no request can have, whoever sent them."""
+        _check_run_id(self.run_id)
+        _check_limits(self)
+        if self.trust == "secagg-simulated" and self.num_platforms < 2:
+            msg = "secure aggregation needs at least two platforms in a round."
+            raise ConfigError(msg)
+        self.mechanism()
+
+    @property
+    @abstractmethod
+    def what(self) -> str:
+        """What is asked for, for people: ``round 3``."""
+
+    @property
+    @abstractmethod
+    def request_id(self) -> str:
+        """Names the release for ever: run, what of it, platform."""
+
+    @abstractmethod
+    def mechanism(self) -> SampledGaussian:
+        """What an observer faces if the trust mode holds."""
+
+    @property
+    def noise_share(self) -> float:
+        """This platform's noise over the noise an observer must face."""
+        return noise_share(self.trust, self.num_platforms)
+
+    def mechanism_if_broken(self) -> SampledGaussian:
+        """What an observer of this platform's own release faces."""
+        return replace(self.mechanism(), noise_multiplier=self.noise_multiplier * self.noise_share)
+
+    def digest(self, arrays_digest: str) -> str:
+        """Hash of everything asked for, the arrays included."""
+        text = json.dumps([asdict(self), arrays_digest], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRequest(ReleaseRequest):
+    """One round of private training asked of one platform; the shared arrays come beside it."""
+
+    round_number: int
+    """From 1."""
+    model: NcfConfig
+    """The shared model."""
     clipping_norm: float
     """C."""
     sampling_rate: float
@@ -94,33 +143,15 @@ class TrainRequest:
     user_steps: int
     """Private steps on user vectors."""
 
-    def __post_init__(self) -> None:
-        """Refuse numbers that no round can have, whoever sent them."""
-        _check_run_id(self.run_id)
-        for name, (low, high) in _LIMITS.items():
-            if not low <= getattr(self, name) <= high:
-                msg = f"{name}: found {getattr(self, name)}, expected {low:g} to {high:g}."
-                raise ConfigError(msg)
-        if self.trust == "secagg-simulated" and self.num_platforms < 2:
-            msg = "secure aggregation needs at least two platforms in a round."
-            raise ConfigError(msg)
-        self.mechanism()
+    @property
+    def what(self) -> str:
+        """The round, for people."""
+        return f"round {self.round_number}"
 
     @property
     def request_id(self) -> str:
         """Names the release for ever: run, round, platform."""
         return f"{self.run_id}/{self.round_number}/{self.platform}"
-
-    @property
-    def noise_share(self) -> float:
-        """This platform's noise over the noise an observer must face.
-
-        Under secure aggregation each of K adds 1/sqrt(K-1) of it, so that a recipient that
-        subtracts its own part still faces all of it.
-        """
-        if self.trust == "secagg-simulated":
-            return 1.0 / math.sqrt(self.num_platforms - 1)
-        return 1.0
 
     def mechanism(self) -> SampledGaussian:
         """What an observer faces if the trust mode holds."""
@@ -130,23 +161,61 @@ class TrainRequest:
             steps=self.local_steps,
         )
 
-    def mechanism_if_broken(self) -> SampledGaussian:
-        """What an observer of this platform's own release faces."""
-        return SampledGaussian(
-            noise_multiplier=self.noise_multiplier * self.noise_share,
-            sampling_rate=self.sampling_rate,
-            steps=self.local_steps,
-        )
 
-    def digest(self, arrays_digest: str) -> str:
-        """Hash of everything asked for, the shared arrays included."""
-        text = json.dumps([asdict(self), arrays_digest], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumRequest(ReleaseRequest):
+    """One private sum asked of one platform before the first round.
+
+    The items, and for pairs their weights, come beside it. A user's part has an L2 norm of at most
+    1, so the noise multiplier is the standard deviation of the noise.
+    """
+
+    quantity: SumQuantity
+    """What is summed."""
+
+    @property
+    def what(self) -> str:
+        """The quantity, for people."""
+        return self.quantity
+
+    @property
+    def round_number(self) -> int:
+        """What a reply says: no round."""
+        return 0
+
+    @property
+    def request_id(self) -> str:
+        """Names the release for ever: run, quantity, platform."""
+        return sum_request_id(self.run_id, self.quantity, self.platform)
+
+    def mechanism(self) -> SampledGaussian:
+        """What an observer faces if the trust mode holds: one Gaussian over everyone."""
+        return SampledGaussian(noise_multiplier=self.noise_multiplier, sampling_rate=1.0, steps=1)
+
+
+def sum_request_id(run_id: str, quantity: SumQuantity, platform: str) -> str:
+    """The name of a sum's release; no round has it."""
+    return f"{run_id}/{quantity}/{platform}"
+
+
+def noise_share(trust: TrustMode, num_platforms: int) -> float:
+    """The noise that one of ``num_platforms`` adds, over the noise an observer must face.
+
+    Under secure aggregation each of K adds 1/sqrt(K-1) of it, so that a recipient that subtracts
+    its own part still faces all of it.
+    """
+    if trust == "secagg-simulated":
+        return 1.0 / math.sqrt(num_platforms - 1)
+    return 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdoptRequest:
-    """The finished shared model, for the platform to keep and adapt privately."""
+    """What the run made, for the platform to keep and adapt privately.
+
+    Beside it come the shared arrays if there were rounds, and ``pairs.items``, ``pairs.weights``
+    and ``pairs.sum`` if pairs were summed.
+    """
 
     run_id: str
     """The run that made it."""
@@ -156,22 +225,34 @@ class AdoptRequest:
     """SHA-256 of the catalogue that rows refer to."""
     model: NcfConfig
     """The shared model."""
+    rounds_done: int
+    """Closed rounds; with 0 there are no shared arrays."""
+    num_sums: int
+    """Platforms whose releases are in ``pairs.sum``; with 0 there is none."""
+    own_included: bool
+    """Whether the receiving platform's release is one of them."""
+    noise_std: float
+    """Standard deviation of the noise in each of these releases."""
 
     def __post_init__(self) -> None:
-        """Refuse a run that cannot be named in a ledger."""
+        """Refuse a run that cannot be named in a ledger, and numbers that none can have."""
         _check_run_id(self.run_id)
+        _check_limits(self)
+        if self.rounds_done == 0 and self.num_sums == 0:
+            msg = "rounds_done and num_sums: found 0 twice, expected something to hand over."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """A platform's answer to a train or adopt request; a release's arrays come beside it."""
+    """A platform's answer to any request but for its profile; a release comes beside it."""
 
     platform: str
     """Who answers."""
     run_id: str
     """The run it answers for."""
     round_number: int
-    """The round; 0 when adopting."""
+    """The round; 0 for a sum and when adopting."""
     outcome: Literal["released", "adopted", "declined"]
     """What was done."""
     reason: str = ""
@@ -183,6 +264,14 @@ def _check_run_id(run_id: str) -> None:
     if not _RUN_ID.fullmatch(run_id):
         msg = "run_id: expected 1 to 64 letters, digits, dots, dashes and underscores."
         raise ConfigError(msg)
+
+
+def _check_limits(request: DataclassInstance) -> None:
+    names = {field.name for field in fields(request)}
+    for name, (low, high) in _LIMITS.items():
+        if name in names and not low <= getattr(request, name) <= high:
+            msg = f"{name}: found {getattr(request, name)}, expected {low:g} to {high:g}."
+            raise ConfigError(msg)
 
 
 def to_json(value: DataclassInstance) -> str:

@@ -1,4 +1,4 @@
-"""The mean of releases, one at a time: memory does not grow with the number of platforms."""
+"""Sum and mean of releases, one at a time: memory does not grow with the number of platforms."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from common.models.partition import Arrays
 
 
-class StreamingMean:
-    """Mean with uniform weights: no weight can depend on anyone's data.
+class StreamingSum:
+    """Sum with uniform weights: no weight can depend on anyone's data.
 
     Sums in float64, so that the order of arrival changes the float32 result by rounding at most.
     """
@@ -30,7 +30,11 @@ class StreamingMean:
                 self._sums[name] = array.astype(np.float64)
         self.count += 1
 
-    def result(self) -> Arrays:
+    def total(self) -> Arrays:
+        """The sum, float32."""
+        return {name: total.astype(np.float32) for name, total in self._sums.items()}
+
+    def mean(self) -> Arrays:
         """The mean, float32.
 
         Raises:

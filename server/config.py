@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.errors import ConfigError
 from common.models.ncf import NcfConfig
+from common.models.pairs import MAX_PAIRED_ITEMS
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
 
 
@@ -19,7 +20,7 @@ class FederationSection:
     run_id: str
     """Name of the run; platforms answer once per run and round."""
     rounds: int
-    """Rounds of private training."""
+    """Rounds of private training; 0 for a run that ends with its sums."""
     platforms: tuple[str, ...]
     """Names of the platforms that may take part."""
     quorum: int = 2
@@ -36,8 +37,8 @@ class FederationSection:
         if not self.run_id or "/" in self.run_id:
             msg = f"run_id: found {self.run_id!r}, expected a name without a slash."
             raise ConfigError(msg)
-        if self.rounds < 1:
-            msg = f"rounds: found {self.rounds}, expected at least 1."
+        if self.rounds < 0:
+            msg = f"rounds: found {self.rounds}, expected at least 0."
             raise ConfigError(msg)
         if len(set(self.platforms)) != len(self.platforms) or not self.platforms:
             msg = "platforms must be named, each once."
@@ -94,6 +95,29 @@ class MechanismSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SumsSection:
+    """``[sums]``: its presence asks every platform for counts of items and of pairs, once each.
+
+    A user's part has an L2 norm of at most 1; trust and unit are those of ``[mechanism]``.
+    """
+
+    counts_noise_multiplier: float
+    """Standard deviation of the noise in the counts that an observer faces."""
+    pairs_noise_multiplier: float
+    """The same in the pairs."""
+    max_items: int = 4000
+    """Pairs are counted of so many items at most: those with the largest noisy counts."""
+
+    def __post_init__(self) -> None:
+        """Refuse sums that no platform would release."""
+        for noise in (self.counts_noise_multiplier, self.pairs_noise_multiplier):
+            SampledGaussian(noise_multiplier=noise, sampling_rate=1.0, steps=1)
+        if not 2 <= self.max_items <= MAX_PAIRED_ITEMS:
+            msg = f"max_items: found {self.max_items}, expected 2 to {MAX_PAIRED_ITEMS}."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSection:
     """``[training]``."""
 
@@ -140,3 +164,16 @@ class FederationConfig:
     model: NcfConfig = field(default_factory=NcfConfig)
     training: TrainingSection = field(default_factory=TrainingSection)
     state: StateSection = field(default_factory=StateSection)
+    sums: SumsSection | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse runs that make nothing, or that no platform's ledger would let come to an end."""
+        if self.federation.rounds == 0 and self.sums is None:
+            msg = "federation.rounds = 0 makes nothing: add rounds, or a [sums] section."
+            raise ConfigError(msg)
+        if self.federation.rounds > 0 and self.sums and self.mechanism.sampling_rate < 1:
+            msg = (
+                "mechanism.sampling_rate below 1 cannot follow [sums]: ledgers hold a run that "
+                "samples to one mechanism. Take every user (sampling_rate = 1), or leave one out."
+            )
+            raise ConfigError(msg)

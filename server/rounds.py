@@ -1,7 +1,7 @@
-"""A run from its first round to the last: ask, check, add up, step, write down.
+"""A run from meeting its platforms to handing over: sums, then rounds: ask, add up, step, write.
 
 Every reply is checked before it is added; a bad one is left out with a named cause and the round
-goes on. Platforms are known by name: node ids are only addresses.
+goes on (:mod:`server.exchange`).
 """
 
 from __future__ import annotations
@@ -16,29 +16,30 @@ from flwr.app import Message, RecordDict
 
 from common.data.catalogue import read_catalogue
 from common.errors import CrossRecError, InvalidRelease, RequestRefused, RunFailed, StateError
-from common.messages import ADOPT, PROFILE, TRAIN, AdoptRequest, Profile, Reply, TrainRequest
+from common.messages import ADOPT, PROFILE, TRAIN, AdoptRequest, Profile, TrainRequest
 from common.models.ncf import initialise
-from common.models.partition import check_shared
+from common.models.partition import PAIRS, check_shared
 from common.rng import derive_seed
 from common.wire import decode, encode
-from server.aggregation import StreamingMean
+from server.aggregation import StreamingSum
 from server.checkpoint import Checkpoints
+from server.exchange import POLL_SECONDS, Exchange, shortened
 from server.journal import Journal
 from server.strategy import ServerState, apply_update, initial_state
+from server.sums import PrivateSums
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from flwr.serverapp import Grid
 
     from common.models.partition import Arrays
+    from server.checkpoint import CollectedSum
     from server.config import FederationConfig
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.05
 _LARGEST_POPULATION = 10**10
-_LONGEST_REASON = 500
 
 
 class FederationRun:
@@ -51,29 +52,29 @@ class FederationRun:
             CrossRecError: if one of them cannot be used.
         """
         self._config = config
-        self._grid = grid
-        catalogue = read_catalogue(
+        self._exchange = Exchange(config, grid)
+        self._catalogue = read_catalogue(
             config.catalogue.file, platforms=list(config.federation.platforms)
         )
-        self._catalogue_digest = catalogue.digest
-        self._num_items = catalogue.num_items
+        self._catalogue_digest = self._catalogue.digest
         self._checkpoints = Checkpoints(config.state.folder, config.federation.run_id)
         self._journal = Journal(config.state.folder)
 
     def run(self) -> ServerState:
-        """Run the remaining rounds, then hand the shared model to every platform.
+        """Collect the sums, run the remaining rounds, then hand everything to every platform.
 
         Raises:
-            RunFailed: if fewer platforms than the quorum answer a round.
+            RunFailed: if fewer platforms than the quorum answer a round, or for a sum.
         """
         planned = self._config.federation.rounds
         try:
             state = self._load_state()
             self._journal.write("run-started", rounds=planned, rounds_done=state.rounds_done)
             nodes, profiles = self._meet()
+            pairs = self._collect_sums(nodes)
             while state.rounds_done < planned:
                 state = self._round(state, nodes, profiles)
-            self._hand_over(state, nodes)
+            self._hand_over(state, pairs, nodes)
         except CrossRecError as error:
             self._journal.write("run-failed", reason=str(error))
             raise
@@ -89,15 +90,24 @@ class FederationRun:
             return initial_state(self._initial_parameters())
         try:
             for arrays in (state.parameters, state.first_moment, state.second_moment):
-                check_shared(arrays, self._config.model, self._num_items)
+                self._check_shared(arrays)
         except InvalidRelease as error:
             msg = f"{self._config.state.folder}: the checkpoint belongs to another model. {error}"
             raise StateError(msg) from error
         return state
 
+    def _collect_sums(self, nodes: Mapping[str, int]) -> CollectedSum | None:
+        config = self._config
+        if config.sums is None:
+            return None
+        sums = PrivateSums(config, config.sums, self._catalogue, self._exchange, self._journal)
+        return sums.collect(nodes)
+
     def _initial_parameters(self) -> Arrays:
         seed = derive_seed(self._config.federation.seed, "initial-parameters")
-        model = initialise(self._config.model, self._num_items, torch.Generator().manual_seed(seed))
+        model = initialise(
+            self._config.model, self._catalogue.num_items, torch.Generator().manual_seed(seed)
+        )
         return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
 
     def _meet(self) -> tuple[dict[str, int], dict[str, Profile]]:
@@ -108,7 +118,7 @@ class FederationRun:
         give_up = time.monotonic() + self._config.federation.join_timeout_seconds
         asked: set[int] = set()
         while len(nodes) < len(expected):
-            new = [node for node in self._grid.get_node_ids() if node not in asked]
+            new = [node for node in self._exchange.nodes() if node not in asked]
             if not new:
                 if time.monotonic() > give_up:
                     break
@@ -116,14 +126,14 @@ class FederationRun:
                 continue
             asked.update(new)
             messages = {node: Message(RecordDict(), node, PROFILE) for node in new}
-            for node, content, cause in self._exchange(messages):
+            for node, content, cause in self._exchange.send(messages):
                 try:
                     if content is None:
                         raise RequestRefused(cause)
                     found, _ = decode(content, Profile)
                     self._check_profile(found, nodes)
                 except CrossRecError as error:
-                    reason = _shortened(error)
+                    reason = shortened(error)
                     self._journal.write("platform-refused", node=str(node), reason=reason)
                     log.warning("node %d was refused: %s", node, reason)
                     continue
@@ -167,7 +177,7 @@ class FederationRun:
         # One public denominator for all makes the mean of releases the pooled gradient.
         population = sum(profile.population for profile in profiles.values()) / len(profiles)
         mechanism, training = self._config.mechanism, self._config.training
-        messages: dict[int, Message] = {}
+        messages: dict[str, Message] = {}
         for name, node in nodes.items():
             request = TrainRequest(
                 run_id=self._config.federation.run_id,
@@ -186,25 +196,16 @@ class FederationRun:
                 user_steps=training.user_steps,
             )
             record = encode(request, state.parameters)
-            messages[node] = Message(record, node, TRAIN, group_id=str(number))
-        names = {node: name for name, node in nodes.items()}
-        mean = StreamingMean()
-        for node, content, cause in self._exchange(messages):
-            release, outcome = self._read(names[node], number, "released", content, cause)
+            messages[name] = Message(record, node, TRAIN, group_id=str(number))
+        releases = StreamingSum()
+        for name, release, outcome in self._exchange.ask(
+            messages, number=number, wanted="released", check=self._check_shared
+        ):
             if release is not None:
-                mean.add(release)
-            self._journal.write("reply", round=number, platform=names[node], outcome=outcome)
-        # Under secure aggregation each platform adds a share of the noise: all are needed.
-        is_summed = mechanism.trust == "secagg-simulated"
-        needed = len(nodes) if is_summed else self._config.federation.quorum
-        if mean.count < needed:
-            msg = (
-                f"round {number}: {mean.count} of {len(nodes)} platforms released, {needed} are "
-                f"needed{' for all of the noise' if is_summed else ''}. Finished rounds are kept; "
-                "see the journal for each platform's reason, then start the same run again."
-            )
-            raise RunFailed(msg)
-        update = mean.result()
+                releases.add(release)
+            self._journal.write("reply", round=number, platform=name, outcome=outcome)
+        self._exchange.check_quorum(f"round {number}", releases.count, len(nodes))
+        update = releases.mean()
         with np.errstate(over="ignore", invalid="ignore"):
             state = apply_update(state, update, training)
         arrays = [*state.parameters.values(), *state.second_moment.values()]
@@ -218,85 +219,33 @@ class FederationRun:
             np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in update.values()))
         )
         # Before the checkpoint: a crash in between repeats the round, and its entry here.
-        self._journal.write("round-closed", round=number, releases=mean.count, update_norm=norm)
+        self._journal.write("round-closed", round=number, releases=releases.count, update_norm=norm)
         self._checkpoints.save(state)
         return state
 
-    def _read(
-        self, name: str, number: int, wanted: str, content: RecordDict | None, cause: str
-    ) -> tuple[Arrays | None, str]:
-        """Take one reply: its arrays if the platform did what was asked, and what it did."""
-        if content is None:
-            return None, _shortened(f"no answer: {cause}")
-        try:
-            reply, arrays = decode(content, Reply)
-            run_id = self._config.federation.run_id
-            if (reply.platform, reply.run_id, reply.round_number) != (name, run_id, number):
-                msg = (
-                    f"answers for {reply.platform!r}, run {reply.run_id!r}, round "
-                    f"{reply.round_number}; expected {name!r}, {run_id!r}, {number}."
-                )
-                raise InvalidRelease(msg)
-            if reply.outcome == "declined":
-                return None, _shortened(f"declined: {reply.reason}")
-            if reply.outcome != wanted:
-                msg = f"outcome {reply.outcome!r}, expected {wanted!r}."
-                raise InvalidRelease(msg)
-            if wanted == "released":
-                arrays = check_shared(arrays, self._config.model, self._num_items)
-        except CrossRecError as error:
-            outcome = _shortened(f"left out: {error}")
-            log.warning("reply of %s %s", name, outcome)
-            return None, outcome
-        return arrays, wanted
+    def _check_shared(self, arrays: Arrays) -> Arrays:
+        return check_shared(arrays, self._config.model, self._catalogue.num_items)
 
-    def _hand_over(self, state: ServerState, nodes: Mapping[str, int]) -> None:
+    def _hand_over(
+        self, state: ServerState, pairs: CollectedSum | None, nodes: Mapping[str, int]
+    ) -> None:
         self._journal.write("handing-over", platforms=list(nodes))
-        messages: dict[int, Message] = {}
+        arrays = state.parameters if state.rounds_done > 0 else {}
+        if pairs is not None:
+            handed = {**pairs.asked, "sum": pairs.total}
+            arrays = arrays | {f"{PAIRS}{name}": array for name, array in handed.items()}
+        messages: dict[str, Message] = {}
         for name, node in nodes.items():
             request = AdoptRequest(
                 run_id=self._config.federation.run_id,
                 platform=name,
                 catalogue_digest=self._catalogue_digest,
                 model=self._config.model,
+                rounds_done=state.rounds_done,
+                num_sums=len(pairs.platforms) if pairs else 0,
+                own_included=pairs is not None and name in pairs.platforms,
+                noise_std=pairs.noise_std if pairs else 0.0,
             )
-            messages[node] = Message(encode(request, state.parameters), node, ADOPT)
-        names = {node: name for name, node in nodes.items()}
-        for node, content, cause in self._exchange(messages):
-            _, outcome = self._read(names[node], 0, "adopted", content, cause)
-            self._journal.write("handed-over", platform=names[node], outcome=outcome)
-
-    def _exchange(
-        self, messages: Mapping[int, Message]
-    ) -> Iterator[tuple[int, RecordDict | None, str]]:
-        """Send one message to each node; yield (node, content or None, cause) as replies arrive."""
-        deadline = time.monotonic() + self._config.federation.round_timeout_seconds
-        waiting: dict[str, int] = {}
-        for node, message in messages.items():
-            # One at a time: push_messages leaves out unreachable nodes without saying which.
-            sent = list(self._grid.push_messages([message]))
-            if not sent or not sent[0]:
-                yield node, None, "the node could not be reached"
-            else:
-                waiting[sent[0]] = node
-        while waiting and time.monotonic() < deadline:
-            arrived = False
-            for reply in self._grid.pull_messages(list(waiting)):
-                node_id = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node_id is None:
-                    continue
-                arrived = True
-                if reply.has_error():
-                    yield node_id, None, str(reply.error.reason)
-                else:
-                    yield node_id, reply.content, ""
-            if waiting and not arrived:
-                time.sleep(POLL_SECONDS)
-        for node in waiting.values():
-            yield node, None, "the round closed before it answered"
-
-
-def _shortened(reason: object) -> str:
-    """A platform's own words, of a length that the journal can hold."""
-    text = str(reason)
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+            messages[name] = Message(encode(request, arrays), node, ADOPT)
+        for name, _, outcome in self._exchange.ask(messages, number=0, wanted="adopted"):
+            self._journal.write("handed-over", platform=name, outcome=outcome)

@@ -8,22 +8,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simulations.command_line import (
+    DATA,
+    PRIVACY,
+    RUN,
+    CandidatesOption,
+    CatalogueOption,
+    ClippingNormOption,
+    DataOption,
+    DeltaOption,
+    DimOption,
+    EpochsOption,
+    HiddenOption,
+    ItemColumnOption,
+    LocalStepsOption,
+    LossOption,
+    Model,
+    ModelOption,
+    NegativesOption,
+    OverwriteOption,
+    Plan,
+    PlanOption,
+    RatingColumnOption,
+    RoundsOption,
+    SamplingRateOption,
+    ServerLearningRateOption,
+    Strategy,
+    StrategyOption,
+    TimeColumnOption,
+    Trust,
+    UserColumnOption,
+    given_options,
+    model_config,
+    num_candidates,
+    trust_mode,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from common.privacy.mechanisms import TrustMode
     from simulations.options import SimulationOptions
     from simulations.result import PlatformResult, RunResult
-
-
-class Trust(StrEnum):
-    """Choices of ``--trust``."""
-
-    local = "local"
-    secagg = "secagg"
-    secagg_simulated = "secagg-simulated"
-    none = "none"
 
 
 class Engine(StrEnum):
@@ -33,27 +59,10 @@ class Engine(StrEnum):
     ray = "ray"
 
 
-class Model(StrEnum):
-    """Choices of ``--model``."""
+class Split(StrEnum):
+    """Choices of ``--split``."""
 
-    gmf = "gmf"
-    mlp = "mlp"
-    neumf = "neumf"
-
-
-class Loss(StrEnum):
-    """Choices of ``--loss``."""
-
-    softmax = "softmax"
-    sampled_softmax = "sampled-softmax"
-    bce = "bce"
-
-
-class Strategy(StrEnum):
-    """Choices of ``--strategy``."""
-
-    fedadam = "fedadam"
-    fedavg = "fedavg"
+    leave_one_out = "leave-one-out"
 
 
 class Unit(StrEnum):
@@ -62,13 +71,6 @@ class Unit(StrEnum):
     user = "user"
 
 
-class Split(StrEnum):
-    """Choices of ``--split``."""
-
-    leave_one_out = "leave-one-out"
-
-
-_DATA, _PRIVACY, _TRAINING, _RUN = "Data", "Privacy", "Training", "Run"
 _SHORT = {"popularity": "popular"}
 _METRICS = ("ndcg@10", "hr@10")
 
@@ -76,129 +78,80 @@ _METRICS = ("ndcg@10", "hr@10")
 def simulate(
     *,
     context: typer.Context,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with one file or sub-folder per platform. "
-            "Without it, a built-in synthetic marketplace.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    user_column: Annotated[
-        str | None, typer.Option(help="Column of user ids.", rich_help_panel=_DATA)
-    ] = None,
-    item_column: Annotated[
-        str | None, typer.Option(help="Column of item ids.", rich_help_panel=_DATA)
-    ] = None,
-    rating_column: Annotated[
-        str | None, typer.Option(help="Column of ratings.", rich_help_panel=_DATA)
-    ] = None,
-    time_column: Annotated[
-        str | None, typer.Option(help="Column of times.", rich_help_panel=_DATA)
-    ] = None,
-    catalogue: Annotated[
-        Path | None,
-        typer.Option(
-            help="Public catalogue: item_id and platform. Without it, derived from the data.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
+    data: DataOption = None,
+    user_column: UserColumnOption = None,
+    item_column: ItemColumnOption = None,
+    rating_column: RatingColumnOption = None,
+    time_column: TimeColumnOption = None,
+    catalogue: CatalogueOption = None,
     split: Annotated[
         Split,
         typer.Option(
             help="How a platform without a held-out file of its own is tested.",
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = Split.leave_one_out,
-    candidates: Annotated[
-        str,
-        typer.Option(
-            help="'all' ranks the whole catalogue, a number ranks among that many sampled items.",
-            rich_help_panel=_DATA,
-        ),
-    ] = "all",
+    candidates: CandidatesOption = "all",
     epsilon: Annotated[
-        float, typer.Option(help="Budget of a user for the whole run.", rich_help_panel=_PRIVACY)
+        float, typer.Option(help="Budget of a user for the whole run.", rich_help_panel=PRIVACY)
     ] = 8.0,
-    delta: Annotated[
-        float, typer.Option(help="Delta of the guarantee.", rich_help_panel=_PRIVACY)
-    ] = 1e-5,
+    delta: DeltaOption = 1e-5,
     privacy_unit: Annotated[
-        Unit, typer.Option(help="What the guarantee protects.", rich_help_panel=_PRIVACY)
+        Unit, typer.Option(help="What the guarantee protects.", rich_help_panel=PRIVACY)
     ] = Unit.user,
     trust: Annotated[
         Trust,
         typer.Option(
             help="local: each platform adds all its noise. secagg-simulated: noise as under "
             "secure aggregation, which is not performed. none: no noise, no guarantee.",
-            rich_help_panel=_PRIVACY,
+            rich_help_panel=PRIVACY,
         ),
     ] = Trust.local,
-    clipping_norm: Annotated[
-        float, typer.Option(help="Bound on one user's gradient.", rich_help_panel=_PRIVACY)
-    ] = 0.25,
-    sampling_rate: Annotated[
-        float,
-        typer.Option(help="Poisson sampling rate of users per step.", rich_help_panel=_PRIVACY),
-    ] = 1.0,
-    model: Annotated[
-        Model, typer.Option(help="Which NCF model.", rich_help_panel=_TRAINING)
-    ] = Model.gmf,
-    loss: Annotated[
-        Loss | None,
-        typer.Option(
-            help="Training loss. \\[default: softmax for gmf, else sampled-softmax]",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    dim: Annotated[
-        int, typer.Option(help="Length of item vectors.", rich_help_panel=_TRAINING)
-    ] = 32,
-    hidden: Annotated[
-        str, typer.Option(help="Widths of the tower, for mlp, neumf.", rich_help_panel=_TRAINING)
-    ] = "32,16",
-    negatives: Annotated[
-        int,
-        typer.Option(help="Sampled items, for sampled-softmax, bce.", rich_help_panel=_TRAINING),
-    ] = 200,
-    rounds: Annotated[
-        int, typer.Option(help="Rounds of private training.", rich_help_panel=_TRAINING)
-    ] = 30,
-    local_steps: Annotated[
-        int, typer.Option(help="Noisy steps per round.", rich_help_panel=_TRAINING)
-    ] = 1,
-    strategy: Annotated[
-        Strategy, typer.Option(help="How the server steps.", rich_help_panel=_TRAINING)
-    ] = Strategy.fedadam,
-    server_learning_rate: Annotated[
-        float, typer.Option(help="Step length of the server.", rich_help_panel=_TRAINING)
-    ] = 0.02,
-    epochs: Annotated[
-        int,
-        typer.Option(
-            help="Most epochs of a platform's own, private fitting.", rich_help_panel=_TRAINING
-        ),
-    ] = 40,
+    clipping_norm: ClippingNormOption = 0.25,
+    sampling_rate: SamplingRateOption = 1.0,
+    model: ModelOption = Model.gmf,
+    loss: LossOption = None,
+    dim: DimOption = 32,
+    hidden: HiddenOption = "32,16",
+    negatives: NegativesOption = 200,
+    plan: PlanOption = Plan.pairs,
+    rounds: RoundsOption = 30,
+    local_steps: LocalStepsOption = 1,
+    strategy: StrategyOption = Strategy.fedadam,
+    server_learning_rate: ServerLearningRateOption = 0.02,
+    epochs: EpochsOption = 40,
     engine: Annotated[
         Engine,
-        typer.Option(help="What runs the deployed apps on this machine.", rich_help_panel=_RUN),
+        typer.Option(help="What runs the deployed apps on this machine.", rich_help_panel=RUN),
     ] = Engine.in_process,
     seed: Annotated[
-        int, typer.Option(help="Everything random follows from it.", rich_help_panel=_RUN)
+        int, typer.Option(help="Everything random follows from it.", rich_help_panel=RUN)
     ] = 0,
+    newcomer: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME:FRACTION: this platform has that share of its users only.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    adapting: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this platform fits models of its own and is measured; may be repeated.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run. \\[default: the first free runs/NAME]", rich_help_panel=_RUN
+            help="Folder of the run. \\[default: the first free runs/NAME]", rich_help_panel=RUN
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel=_RUN)
-    ] = False,
+    overwrite: OverwriteOption = False,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Go on with an interrupted run; its options are kept.", rich_help_panel=_RUN
+            help="Go on with an interrupted run; its options are kept.", rich_help_panel=RUN
         ),
     ] = None,
 ) -> None:
@@ -218,14 +171,13 @@ def simulate(
     from rich.console import Console
 
     from common.errors import ConfigError
-    from common.models.ncf import NcfConfig
     from simulations.options import SimulationOptions
     from simulations.simulate import SimulationRun
 
     del split  # one choice; a platform's own held-out file always comes first
     console = Console()
     if resume is not None:
-        others = _given(context) - {"resume"}
+        others = given_options(context) - {"resume"}
         if others:
             msg = f"--resume keeps the run's own options; leave out {', '.join(sorted(others))}."
             raise ConfigError(msg)
@@ -241,7 +193,8 @@ def simulate(
             epsilon=epsilon,
             delta=delta,
             privacy_unit=privacy_unit.value,
-            trust=_trust(trust),
+            trust=trust_mode(trust),
+            plan=plan.value,
             rounds=rounds,
             sampling_rate=sampling_rate,
             local_steps=local_steps,
@@ -249,16 +202,12 @@ def simulate(
             strategy=strategy.value,
             server_learning_rate=server_learning_rate,
             epochs=epochs,
-            candidates=_candidates(candidates),
+            candidates=num_candidates(candidates),
             engine=engine.value,
             seed=seed,
-            model=NcfConfig(
-                kind=model.value,
-                dim=dim,
-                hidden=_widths(hidden),
-                loss=(loss or (Loss.softmax if model is Model.gmf else Loss.sampled_softmax)).value,
-                num_negatives=negatives,
-            ),
+            newcomer=newcomer,
+            adapting=tuple(adapting) if adapting else None,
+            model=model_config(model, loss, dim=dim, hidden=hidden, negatives=negatives),
         )
         folder = out or _free_folder(options)
         run = SimulationRun.open(options, folder, overwrite=overwrite)
@@ -271,53 +220,6 @@ def simulate(
     _show(console, result, run.folder)
     if result.status == "partial":
         raise typer.Exit(130)
-
-
-def _given(context: typer.Context) -> set[str]:
-    """Names of the options that stand on the command line."""
-    return {
-        name.replace("_", "-")
-        for name in context.params
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-
-
-def _trust(trust: Trust) -> TrustMode:
-    from common.errors import ConfigError
-
-    modes: dict[Trust, TrustMode] = {
-        Trust.local: "local",
-        Trust.secagg_simulated: "secagg-simulated",
-        Trust.none: "none",
-    }
-    if trust not in modes:
-        msg = (
-            "--trust secagg: secure aggregation is not part of this version. Use "
-            "--trust local, or --trust secagg-simulated to see what it would bring."
-        )
-        raise ConfigError(msg)
-    return modes[trust]
-
-
-def _candidates(text: str) -> int | None:
-    from common.errors import ConfigError
-
-    if text == "all":
-        return None
-    if not text.isdecimal():
-        msg = f"--candidates: found {text!r}, expected 'all' or a number such as 100."
-        raise ConfigError(msg)
-    return int(text)
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    from common.errors import ConfigError
-
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        msg = f"--hidden: found {text!r}, expected widths such as 32,16."
-        raise ConfigError(msg)
-    return tuple(int(part) for part in parts)
 
 
 def _free_folder(options: SimulationOptions) -> Path:

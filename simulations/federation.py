@@ -26,7 +26,7 @@ from common.data.catalogue import write_catalogue
 from common.data.interactions import UserItems, encode_held_out
 from common.data.splits import split_marketplace
 from common.errors import ConfigError
-from common.privacy.accounting import calibrate_noise_multiplier
+from common.privacy.plan import PLANS, plan_noise, plan_without_noise
 from common.storage import write_durably
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from common.data.marketplace import Marketplace
+    from common.privacy.plan import BudgetPlan
     from simulations.options import SimulationOptions
 
 _JOIN_SECONDS = 5.0
@@ -70,15 +71,21 @@ class SimulatedFederation:
     """Sorted by name."""
 
 
-def plan_noise_multiplier(options: SimulationOptions) -> float:
-    """The noise with which all rounds together cost ``options.epsilon``; 0 without privacy."""
+def plan_budget(options: SimulationOptions) -> BudgetPlan:
+    """What the run releases, and with how much noise; everything together costs epsilon.
+
+    Raises:
+        ConfigError: if no noise is enough for it.
+    """
+    shares, steps = PLANS[options.plan], options.rounds * options.local_steps
     if options.trust == "none":
-        return 0.0
-    return calibrate_noise_multiplier(
-        epsilon=options.epsilon,
-        delta=options.delta,
+        return plan_without_noise(shares, steps=steps, sampling_rate=options.sampling_rate)
+    return plan_noise(
+        options.epsilon,
+        options.delta,
+        shares=shares,
+        steps=steps,
         sampling_rate=options.sampling_rate,
-        steps=options.rounds * options.local_steps,
     )
 
 
@@ -86,6 +93,11 @@ def public_population(num_users: int) -> int:
     """A declared size: ``num_users`` to two significant digits, as a platform might print it."""
     digits = max(0, math.floor(math.log10(num_users)) - 1)
     return int(round(num_users, -digits))
+
+
+def is_adapting(options: SimulationOptions, platform: str) -> bool:
+    """Whether ``platform`` fits models of its own and is measured."""
+    return options.adapting is None or platform in options.adapting
 
 
 def lay_out(
@@ -99,7 +111,7 @@ def lay_out(
         ConfigError: if a platform's name cannot be a folder, or no noise is enough for epsilon.
         StateError: if the folder cannot be written.
     """
-    noise_multiplier = plan_noise_multiplier(options)
+    budget = plan_budget(options)
     catalogue_file = folder / "catalogue.csv"
     folder.mkdir(parents=True, exist_ok=True)
     write_catalogue(marketplace.catalogue, catalogue_file)
@@ -126,11 +138,13 @@ def lay_out(
                 trust=options.trust,
                 # A simulated platform agrees to what the run was asked for, whatever that is.
                 max_clipping_norm=options.clipping_norm,
-                min_noise_multiplier=noise_multiplier,
-                max_rounds=options.rounds,
+                min_noise_multiplier=min(m.noise_multiplier for m in budget.mechanisms),
+                max_rounds=max(1, options.num_rounds),
             ),
             state=client.config.StateSection(folder=(home / "state").absolute()),
-            adaptation=client.config.AdaptationSection(max_epochs=options.epochs),
+            adaptation=client.config.AdaptationSection(
+                enabled=is_adapting(options, table.name), max_epochs=options.epochs
+            ),
             simulation=client.config.SimulationSection(seed=options.seed),
         )
         config_file = home / "platform.toml"
@@ -149,7 +163,7 @@ def lay_out(
     federation = server.config.FederationConfig(
         federation=server.config.FederationSection(
             run_id=options.run_id,
-            rounds=options.rounds,
+            rounds=options.num_rounds,
             platforms=tuple(platform.name for platform in platforms),
             quorum=1,
             seed=options.seed,
@@ -159,12 +173,14 @@ def lay_out(
         ),
         catalogue=server.config.CatalogueSection(file=catalogue_file.absolute()),
         mechanism=server.config.MechanismSection(
-            noise_multiplier=noise_multiplier,
+            # Without rounds it is not used, and its own range is all that counts.
+            noise_multiplier=budget.rounds.noise_multiplier if budget.rounds else 0.0,
             clipping_norm=options.clipping_norm,
             sampling_rate=options.sampling_rate,
             local_steps=options.local_steps,
             trust=options.trust,
         ),
+        sums=_sums(budget),
         model=options.model,
         training=server.config.TrainingSection(
             strategy=options.strategy, server_learning_rate=options.server_learning_rate
@@ -174,6 +190,15 @@ def lay_out(
     config_file = folder / "federation.toml"
     write_durably(config_file, dump_config(federation).encode())
     return SimulatedFederation(config_file=config_file, platforms=tuple(platforms))
+
+
+def _sums(budget: BudgetPlan) -> server.config.SumsSection | None:
+    if budget.counts is None or budget.pairs is None:
+        return None
+    return server.config.SumsSection(
+        counts_noise_multiplier=budget.counts.noise_multiplier,
+        pairs_noise_multiplier=budget.pairs.noise_multiplier,
+    )
 
 
 def _encode(

@@ -15,6 +15,8 @@ from common.config import dump_config
 from common.errors import ConfigError
 from common.models.ncf import NcfConfig
 from common.privacy.mechanisms import PrivacyUnit, TrustMode
+from common.privacy.plan import PLANS, PlanName
+from simulations.newcomers import Newcomer
 
 EngineName = Literal["in-process", "ray"]
 StrategyName = Literal["fedadam", "fedavg"]
@@ -44,8 +46,10 @@ class SimulationOptions:
     """What the guarantee protects."""
     trust: TrustMode = "local"
     """Who may see a single platform's release."""
+    plan: PlanName = "pairs"
+    """What the budget is spent on."""
     rounds: int = 30
-    """Rounds of private training."""
+    """Rounds of private training, where the plan has any."""
     sampling_rate: float = 1.0
     """Poisson sampling rate of users in each step."""
     local_steps: int = 1
@@ -60,6 +64,10 @@ class SimulationOptions:
     """Most epochs of each platform's own fitting."""
     candidates: int | None = None
     """Rank the held-out item among this many sampled ones; None ranks the whole catalogue."""
+    newcomer: str | None = None
+    """``NAME:FRACTION``: this platform has that share of its users only; None: all have all."""
+    adapting: tuple[str, ...] | None = None
+    """Platforms that fit models of their own and are measured; None: all. The others train."""
     engine: EngineName = "in-process"
     """What runs the apps."""
     seed: int = 0
@@ -69,6 +77,7 @@ class SimulationOptions:
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other, before anything is read."""
+        self._check_plan()
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             msg = (
                 f"epsilon: found {self.epsilon}, expected a positive number. "
@@ -91,16 +100,40 @@ class SimulationOptions:
         if self.candidates is not None and self.candidates < 2:
             msg = f"candidates: found {self.candidates}, expected 'all' or at least 2."
             raise ConfigError(msg)
+        self._check_platforms()
         for name in ("clipping_norm", "server_learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 msg = f"{name}: found {getattr(self, name)}, expected a positive number."
                 raise ConfigError(msg)
 
+    def _check_platforms(self) -> None:
+        if self.newcomer is not None:
+            Newcomer.parse(self.newcomer)
+        if self.adapting is not None and not self.adapting:
+            msg = "adapting: found no platform, expected at least one, or leave it out for all."
+            raise ConfigError(msg)
+
+    def _check_plan(self) -> None:
+        if self.plan not in PLANS:
+            msg = f"plan: found {self.plan!r}, expected one of {', '.join(PLANS)}."
+            raise ConfigError(msg)
+        if self.sampling_rate < 1 and PLANS[self.plan].pairs > 0:
+            msg = "sampling_rate: users are sampled in rounds only; choose plan 'ncf'."
+            raise ConfigError(msg)
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds that run: none where the plan spends nothing on them."""
+        return self.rounds if PLANS[self.plan].rounds > 0 else 0
+
     @property
     def run_id(self) -> str:
         """Names the run by what its platforms act on; the noise follows from it.
 
-        Where the data lie, what runs the apps and how it is measured afterwards is not part of it.
+        Where the data lie, what runs the apps and who is measured afterwards and how is not part
+        of it.
         """
-        acted_on = replace(self, data=None, catalogue=None, candidates=None, engine="in-process")
+        acted_on = replace(
+            self, data=None, catalogue=None, candidates=None, adapting=None, engine="in-process"
+        )
         return hashlib.sha256(dump_config(acted_on).encode()).hexdigest()[:12]

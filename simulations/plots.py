@@ -1,9 +1,4 @@
-"""Figures of a run: quality, privacy spend, gain by size, and catalogue overlap.
-
-Built on matplotlib's object interface, so that no global state is read or changed. Colours are
-those of Okabe and Ito (2008), which colour-blind readers can tell apart; a model or platform has
-the same colour in every figure.
-"""
+"""Figures of a run: quality, privacy spend, gain by size, and catalogue overlap."""
 
 from __future__ import annotations
 
@@ -15,6 +10,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
+from simulations.drawing import (
+    FAINT,
+    INK,
+    LINE_COLOURS,
+    MARKERS,
+    MODEL_COLOURS,
+    metric_label,
+    model_colour,
+    name_ticks,
+    outside_legend,
+    shortened,
+    style_axes,
+)
 from simulations.result import PRIMARY_METRIC
 from simulations.verdict import joined_gain_of
 
@@ -22,20 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from matplotlib.axes import Axes
-
     from simulations.result import PlatformResult, PrivacyStatement, RunResult
 
-MODEL_COLOURS = {"popularity": "#999999", "local": "#0072B2", "federated": "#D55E00"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
-LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 MAX_PLATFORMS = 16
 """More platforms than this do not fit a figure; the largest are shown and the title says so."""
-
-_INK = "#222222"
-_FAINT = "#d9d9d9"
 
 
 def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10")) -> Figure:
@@ -51,7 +50,7 @@ def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10"
     panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
     width = 0.8 / max(1, len(models))
     for axes, metric in zip(panels, metrics, strict=True):
-        _style(axes, grid="y")
+        style_axes(axes, grid="y")
         for index, model in enumerate(models):
             places, heights, whiskers = [], [], []
             for place, name in enumerate(names):
@@ -68,16 +67,16 @@ def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10"
                 width * 0.92,
                 yerr=whiskers,
                 color=model_colour(model, models),
-                label=_label(model, 24),
-                error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 2},
+                label=shortened(model, 24),
+                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
             )
         axes.set_ylabel(metric_label(metric))
         axes.margins(y=0.08)
         axes.set_ylim(bottom=0)
         axes.set_xlim(-0.6, len(names) - 0.4)
         axes.tick_params(axis="x", length=0)
-    _name_ticks(panels[-1], names)
-    _legend(figure, panels[0])
+    name_ticks(panels[-1], names)
+    outside_legend(figure, panels[0])
     return figure
 
 
@@ -95,7 +94,7 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
         result, "Privacy spent by each user at most", cut, size=(7.0, 4.0 + 0.07 * len(histories))
     )
     axes = figure.subplots()
-    _style(axes, grid="both")
+    style_axes(axes, grid="both")
     longest = max(len(history) for history in histories.values())
     for index, (name, history) in enumerate(histories.items()):
         axes.plot(
@@ -108,11 +107,11 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
             markersize=5,
             linewidth=1.6,
             alpha=0.9,
-            label=_label(name, 24),
+            label=shortened(name, 24),
         )
     budgets = {result.platforms[name].epsilon_budget for name in histories} - {None}
     for budget in sorted(b for b in budgets if b is not None):
-        axes.axhline(budget, color=_INK, linewidth=1, linestyle=(0, (5, 3)))
+        axes.axhline(budget, color=INK, linewidth=1, linestyle=(0, (5, 3)))
         axes.annotate(
             f"budget {budget:g}",
             (1, budget),
@@ -120,7 +119,7 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
             xytext=(-2, 3),
             textcoords="offset points",
             ha="right",
-            color=_INK,
+            color=INK,
         )
     axes.set_xlabel("round")
     axes.set_ylabel(f"epsilon at delta {result.privacy.delta:g}")
@@ -128,7 +127,7 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(figure, axes)
+    outside_legend(figure, axes)
     return figure
 
 
@@ -148,8 +147,8 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
         result, "What joining adds by platform size, with one standard error", "", size=(7.0, 4.2)
     )
     axes = figure.subplots()
-    _style(axes, grid="both")
-    axes.axhline(0, color=_INK, linewidth=1)
+    style_axes(axes, grid="both")
+    axes.axhline(0, color=INK, linewidth=1)
     sizes, gains, whiskers, names = zip(*points, strict=True)
     axes.errorbar(
         sizes,
@@ -157,7 +156,7 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
         yerr=whiskers,
         fmt="o",
         color=MODEL_COLOURS["federated"],
-        ecolor=_INK,
+        ecolor=INK,
         elinewidth=1,
         capsize=3,
         markersize=7,
@@ -177,7 +176,7 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
     if len(names) <= MAX_PLATFORMS:
         for size, gain, name in zip(sizes, gains, names, strict=True):
             axes.annotate(
-                _label(name), (size, gain), (7, 5), textcoords="offset points", parse_math=False
+                shortened(name), (size, gain), (7, 5), textcoords="offset points", parse_math=False
             )
     if max(sizes) > 5 * max(1, min(sizes)):
         axes.set_xscale("log")
@@ -203,11 +202,11 @@ def catalogue_overlap(result: RunResult) -> Figure | None:
     )
     axes = figure.subplots()
     own = np.eye(len(names), dtype=bool)
-    axes.set_facecolor(_FAINT)
+    axes.set_facecolor(FAINT)
     image = axes.imshow(np.ma.masked_array(shares, own), cmap="cividis", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)))
-    _name_ticks(axes, names)
-    axes.set_yticks(range(len(names)), [_label(name) for name in names], parse_math=False)
+    name_ticks(axes, names)
+    axes.set_yticks(range(len(names)), [shortened(name) for name in names], parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("is also listed by")
@@ -220,7 +219,7 @@ def catalogue_overlap(result: RunResult) -> Figure | None:
             ha="center",
             va="center",
             fontsize=9 if len(names) <= 8 else 7,
-            color="white" if share < 0.5 and row != column else _INK,
+            color="white" if share < 0.5 and row != column else INK,
         )
     bar = figure.colorbar(image, ax=axes, shrink=0.85)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
@@ -253,20 +252,6 @@ def model_names(platforms: Mapping[str, PlatformResult]) -> list[str]:
     present = {model for platform in platforms.values() for model in platform.models}
     known = [model for model in MODEL_COLOURS if model in present]
     return known + sorted(present - set(known))
-
-
-def model_colour(model: str, models: Sequence[str]) -> str:
-    """Colour of ``model`` among ``models`` (as `model_names` orders them)."""
-    if model in MODEL_COLOURS:
-        return MODEL_COLOURS[model]
-    others = [other for other in models if other not in MODEL_COLOURS]
-    return OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]
-
-
-def metric_label(metric: str) -> str:
-    """``ndcg@10`` as ``NDCG@10``; ``coverage@10`` as ``Coverage@10``."""
-    name, _, cutoff = metric.partition("@")
-    return f"{name.upper() if name in {'ndcg', 'hr', 'mrr'} else name.capitalize()}@{cutoff}"
 
 
 def epsilon_text(epsilon: float) -> str:
@@ -305,45 +290,7 @@ def _figure(result: RunResult, title: str, cut: str, size: tuple[float, float]) 
     figure.suptitle(
         f"{title}{cut}\n{privacy_line(result.privacy)}{partial}",
         fontsize=10,
-        color=_INK,
+        color=INK,
         parse_math=False,
     )
     return figure
-
-
-def _style(axes: Axes, grid: str) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis=grid, color=_FAINT, linewidth=0.7)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-
-
-def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
-    long = len(names) > 6 or max(len(name) for name in names) > 10
-    axes.set_xticks(
-        range(len(names)),
-        [_label(name) for name in names],
-        rotation=30 if long else 0,
-        ha="right" if long else "center",
-        parse_math=False,
-    )
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    inches = 0.7 + 0.09 * max(len(label) for label in labels)
-    legend = figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=max(1, min(6, len(labels), int(figure.get_figwidth() / inches))),
-        frameon=False,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _label(name: str, length: int = 16) -> str:
-    """Shorten in the middle: names often differ in their ends."""
-    if len(name) <= length:
-        return name
-    return f"{name[: length // 2]}…{name[-(length - length // 2 - 1) :]}"

@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.storage import write_durably
-from simulations.plots import (
-    epsilon_text,
-    figures,
-    metric_label,
-    model_colour,
-    model_names,
-    privacy_line,
-)
+from simulations.drawing import metric_label, model_colour
+from simulations.plots import epsilon_text, figures, model_names, privacy_line
 from simulations.result import PRIMARY_METRIC
 from simulations.verdict import CONFIDENT_STDERRS, headline, platform_verdict
 
@@ -53,16 +47,8 @@ _TRUST = {
 
 def render_report(result: RunResult) -> str:
     """Return the report as one HTML document without external resources."""
-    environment = Environment(
-        loader=PackageLoader("simulations"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        epsilon=_epsilon, measured=_measured, metric_label=metric_label, thousands=_thousands
-    )
+    environment = template_environment()
+    environment.filters.update(epsilon=_epsilon, measured=_measured)
     names = sorted(result.platforms, key=lambda name: (-result.platforms[name].num_users, name))
     models = model_names(result.platforms)
     return environment.get_template("report.html").render(
@@ -78,13 +64,33 @@ def render_report(result: RunResult) -> str:
         meaning=_meaning(result.privacy),
         trust_meaning=_TRUST.get(result.privacy.trust, result.privacy.trust),
         figures=[
-            (_CAPTIONS[name], _alternative(name, result), _inlined(figure))
+            (_CAPTIONS[name], _alternative(name, result), inlined(figure))
             for name, figure in figures(result).items()
         ],
         declined=_declined(result),
         shows_broken=any(p.epsilon_if_secagg_broken is not None for p in result.platforms.values()),
         configuration=json.dumps(dict(result.configuration), indent=2, sort_keys=True, default=str),
     )
+
+
+def template_environment() -> Environment:
+    """Templates of reports; every value is escaped, an unknown name is an error."""
+    environment = Environment(
+        loader=PackageLoader("simulations"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(metric_label=metric_label, thousands=_thousands)
+    return environment
+
+
+def inlined(figure: Figure) -> str:
+    """A figure as an address that holds all of it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def write_report(path: Path, result: RunResult) -> None:
@@ -138,12 +144,6 @@ def _alternative(name: str, result: RunResult) -> str:
         "gain": "The numbers are in the verdicts.",
     }.get(name, "The numbers are in result.json.")
     return f"{_CAPTIONS[name]} {len(result.platforms)} platforms. {where}"
-
-
-def _inlined(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _measured(platform: PlatformResult, model: str, metric: str) -> str:

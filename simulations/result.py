@@ -32,7 +32,7 @@ NEIGHBOURING = "add or remove one user with all her interactions"
 PRIMARY_METRIC = "ndcg@10"
 
 
-class _Checked:
+class Checked:
     """What is read back must be exactly of the declared types: nothing unknown, no conversion."""
 
     __slots__ = ()
@@ -47,7 +47,7 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelResult(_Checked):
+class ModelResult(Checked):
     """One model's ranking on one platform.
 
     Attributes:
@@ -76,7 +76,7 @@ class ModelResult(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gain(_Checked):
+class Gain(Checked):
     """What joining adds to a metric: federated minus local over the same users."""
 
     mean: float | None
@@ -89,7 +89,7 @@ class Gain(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PlatformResult(_Checked):
+class PlatformResult(Checked):
     """One platform: its size, its privacy spend and its models.
 
     Attributes:
@@ -136,7 +136,7 @@ class PlatformResult(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RoundRecord(_Checked):
+class RoundRecord(Checked):
     """One round of the federation.
 
     Attributes:
@@ -153,7 +153,7 @@ class RoundRecord(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataStatement(_Checked):
+class DataStatement(Checked):
     """Where the interactions came from.
 
     Attributes:
@@ -175,7 +175,7 @@ class DataStatement(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrivacyStatement(_Checked):
+class PrivacyStatement(Checked):
     """What was promised to a user, and by which mechanism.
 
     Attributes:
@@ -206,7 +206,7 @@ class PrivacyStatement(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunResult(_Checked):
+class RunResult(Checked):
     """Everything that ``result.json`` holds. `write_result` refuses what JSON cannot hold.
 
     Attributes:
@@ -292,7 +292,7 @@ def read_result(path: Path) -> RunResult:
         StateError: if the file is missing, is not strict JSON, or has another schema.
     """
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        document = json.loads(path.read_bytes(), parse_constant=refuse_constant)
     except (OSError, ValueError) as error:
         raise StateError(f"{path}: cannot be read as a result: {error}. Run again.") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
@@ -319,5 +319,10 @@ def _models(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from platform["models"].values()
 
 
-def _refuse_constant(name: str) -> float:
+def refuse_constant(name: str) -> float:
+    """What `json.loads` calls at NaN and Infinity.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(f"{name} is not JSON")

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from client.config import PlatformConfig
 from common.config import dump_config, load_config
@@ -27,9 +28,11 @@ from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import write_durably
 from server.config import FederationConfig
 from server.journal import read_journal
-from simulations.federation import lay_out, plan_noise_multiplier
-from simulations.measure import measure_platform
+from simulations.federation import is_adapting, lay_out, plan_budget
+from simulations.measure import Measured, measure_platform
+from simulations.newcomers import Newcomer, draw_newcomer, require_platforms
 from simulations.options import SimulationOptions
+from simulations.per_user import per_user_table, write_per_user
 from simulations.plots import save_figures
 from simulations.progress import JournalProgress
 from simulations.report import write_report
@@ -43,6 +46,7 @@ from simulations.result import (
     read_result,
     write_result,
 )
+from simulations.warm_start import copy_local_models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,12 +54,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from common.data.marketplace import Marketplace
+    from common.data.schema import PlatformTable
     from common.privacy.account import Spend
+    from common.privacy.plan import BudgetPlan
     from simulations.federation import SimulatedFederation, SimulatedPlatform
 
 OPTIONS_FILE = "simulation.toml"
 RESULT_FILE = "result.json"
 REPORT_FILE = "report.html"
+PER_USER_FILE = "per_user.parquet"
 BUILT_IN = "built-in synthetic marketplace"
 
 _ACCOUNTANT = "Opacus PRV (upper bound of its error interval), never above Opacus RDP"
@@ -121,11 +128,25 @@ class SimulationRun:
         result = read_result(path)
         return result if result.status == "complete" else None
 
-    def execute(self, console: Console | None = None) -> RunResult:
+    def execute(
+        self,
+        console: Console | None = None,
+        *,
+        warm_from: Path | None = None,
+        in_comparison: bool = False,
+        pooled: bool = False,
+    ) -> RunResult:
         """Run to the end, or until Ctrl-C, and write result, figures and report.
 
         An interrupted run gives a valid partial result; executing it again goes on where it
         stopped and ends with the result that an undisturbed run has.
+
+        Args:
+            console: shows progress.
+            warm_from: folder of a run on the same data, whose local models need not be fitted
+                again.
+            in_comparison: write the values of each test user, too, and neither figures nor report.
+            pooled: measure what all raw data in one place would give, too.
 
         Raises:
             RunFailed: if the federation could not go on; a partial result is written first.
@@ -136,12 +157,16 @@ class SimulationRun:
             from simulations.engines.ray import require_ray  # noqa: PLC0415 - Ray is optional
 
             require_ray()
-        plan_noise_multiplier(self.options)
-        marketplace = load_marketplace(self.options)
+        plan_budget(self.options)
+        marketplace = _with_newcomer(load_marketplace(self.options), self.options)
         if self.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
         write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
         federation = lay_out(marketplace, self.options, self.folder)
+        if warm_from is not None:
+            for platform in federation.platforms:
+                home = platform.config_file.parent
+                copy_local_models(warm_from / home.relative_to(self.folder), home)
         journal = self.folder / "federation-state"
         progress = (
             nullcontext()
@@ -158,18 +183,51 @@ class SimulationRun:
             pass
         except RunFailed as error:
             failure = error
-        result = self._result(marketplace, federation, began, complete=complete)
+        measured = self._measure(federation, pooled=pooled and complete)
+        if in_comparison and complete:
+            self._write_per_user(federation, measured)
+        result = self._result(marketplace, federation, measured, began, complete=complete)
         write_result(self.folder / RESULT_FILE, result)
-        save_figures(result, self.folder / "figures")
-        write_report(self.folder / REPORT_FILE, result)
+        if not in_comparison:
+            save_figures(result, self.folder / "figures")
+            write_report(self.folder / REPORT_FILE, result)
         if failure is not None:
             raise failure
         return result
+
+    def _measure(self, federation: SimulatedFederation, *, pooled: bool) -> dict[str, Measured]:
+        return {
+            platform.name: measure_platform(
+                platform,
+                load_config(platform.config_file, PlatformConfig),
+                candidates=self.options.candidates,
+                seed=self.options.seed,
+                others=[p for p in federation.platforms if p is not platform] if pooled else (),
+            )
+            if is_adapting(self.options, platform.name)
+            else Measured.nothing()
+            for platform in federation.platforms
+        }
+
+    def _write_per_user(
+        self, federation: SimulatedFederation, measured: dict[str, Measured]
+    ) -> None:
+        """Number users by their place on the whole platform, whoever of them was drawn."""
+        whole = load_marketplace(self.options)
+        tables = [
+            per_user_table(
+                platform, measured[platform.name].rankings, _user_ids(whole.platform(platform.name))
+            )
+            for platform in federation.platforms
+            if measured[platform.name].rankings
+        ]
+        write_per_user(self.folder / PER_USER_FILE, pd.concat(tables, ignore_index=True))
 
     def _result(
         self,
         marketplace: Marketplace,
         federation: SimulatedFederation,
+        measured: dict[str, Measured],
         began: float,
         *,
         complete: bool,
@@ -177,11 +235,13 @@ class SimulationRun:
         options = self.options
         config = load_config(federation.config_file, FederationConfig)
         rounds = _round_records(self.folder / "federation-state")
-        platforms = {p.name: self._platform_result(p, config) for p in federation.platforms}
+        platforms = {
+            p.name: self._platform_result(p, config, measured[p.name]) for p in federation.platforms
+        }
         command = shlex.join(["crossrec", "simulate", "--resume", str(self.folder)])
         return RunResult(
             status="complete" if complete else "partial",
-            configuration=_plain(asdict(options)),
+            configuration=plain_values(asdict(options)),
             seed=options.seed,
             versions=_versions(),
             command=_command(options),
@@ -189,15 +249,15 @@ class SimulationRun:
             wall_seconds=time.monotonic() - began,
             peak_memory_mb=_peak_memory_mb(),
             data=_data_statement(marketplace, options, federation),
-            privacy=_privacy_statement(options, config, marketplace.catalogue.num_items),
-            rounds_planned=options.rounds,
+            privacy=_privacy_statement(options, marketplace.catalogue.num_items),
+            rounds_planned=options.num_rounds,
             rounds_completed=len(rounds),
             rounds=rounds,
             platforms=platforms,
         )
 
     def _platform_result(
-        self, platform: SimulatedPlatform, federation: FederationConfig
+        self, platform: SimulatedPlatform, federation: FederationConfig, measured: Measured
     ) -> PlatformResult:
         options = self.options
         config = load_config(platform.config_file, PlatformConfig)
@@ -208,9 +268,6 @@ class SimulationRun:
         mechanisms = [spend.mechanism for spend in spends]
         history = [epsilon_spent(mechanisms[:n], options.delta) for n in range(1, len(spends) + 1)]
         broken = epsilon_spent([spend.mechanism_if_broken for spend in spends], options.delta)
-        measured = measure_platform(
-            platform, config, candidates=options.candidates, seed=options.seed
-        )
         is_private = options.trust != "none"
         return PlatformResult(
             num_users=int(np.count_nonzero(np.diff(platform.train.matrix.indptr))),
@@ -226,7 +283,7 @@ class SimulationRun:
             privacy_unit=options.privacy_unit,
             trust=options.trust,
             epsilon_history=tuple(finite_or_none(value) for value in history),
-            noise_multiplier=federation.mechanism.noise_multiplier,
+            noise_multiplier=max((m.noise_multiplier for m in mechanisms), default=None),
             sampling_rate=federation.mechanism.sampling_rate,
             models=measured.models,
             gain=measured.gain,
@@ -251,6 +308,24 @@ def load_marketplace(options: SimulationOptions) -> Marketplace:
         time=options.time_column,
     )
     return read_marketplace(options.data, columns=columns, catalogue=options.catalogue)
+
+
+def _with_newcomer(marketplace: Marketplace, options: SimulationOptions) -> Marketplace:
+    """The marketplace that the run is about.
+
+    Raises:
+        ConfigError: if an option names a platform that is not there.
+    """
+    require_platforms(options.adapting or (), marketplace)
+    if options.newcomer is None:
+        return marketplace
+    return draw_newcomer(marketplace, Newcomer.parse(options.newcomer), options.seed)
+
+
+def _user_ids(table: PlatformTable) -> list[str]:
+    """Everybody who occurs on a platform, sorted."""
+    frames = [table.interactions, *(() if table.held_out is None else (table.held_out,))]
+    return sorted({user for frame in frames for user in frame["user_id"].unique()})
 
 
 def _run_engine(options: SimulationOptions, federation: SimulatedFederation) -> None:
@@ -297,6 +372,14 @@ def _data_statement(
             notes.append(
                 f"{platform.name}: {platform.num_unlisted} rows left out, their item is not listed."
             )
+    if options.newcomer is not None:
+        newcomer = Newcomer.parse(options.newcomer)
+        notes.append(
+            f"{newcomer.platform} has {newcomer.fraction:.3g} of its users, drawn at random; "
+            "it lists what it always lists."
+        )
+    if options.adapting is not None:
+        notes.append(f"Measured: {', '.join(options.adapting)}; the others only train.")
     if options.candidates is not None:
         notes.append(f"Test items are ranked among {options.candidates} sampled candidates.")
     listings = {p.name: marketplace.catalogue.listing(p.name) for p in marketplace.platforms}
@@ -313,58 +396,81 @@ def _data_statement(
     )
 
 
-def _privacy_statement(
-    options: SimulationOptions, config: FederationConfig, num_items: int
-) -> PrivacyStatement:
-    mechanism = config.mechanism.per_round()
+def _privacy_statement(options: SimulationOptions, num_items: int) -> PrivacyStatement:
+    budget, rate = plan_budget(options), options.sampling_rate
     planned, bound = (
-        epsilon_spent([mechanism] * options.rounds, options.delta, name) for name in ("prv", "rdp")
+        epsilon_spent(budget.mechanisms, options.delta, name) for name in ("prv", "rdp")
     )
     looser = f" (by RDP, the looser bound: {bound:.4g})" if math.isfinite(bound) else ""
-    sampling = "every user in every step"
-    if mechanism.sampling_rate < 1:
-        sampling = f"Poisson, each user with probability {mechanism.sampling_rate:g} in each step"
+    sampling = "every user in every release"
+    if rate < 1:
+        sampling = f"Poisson, each user with probability {rate:g} in each step"
     return PrivacyStatement(
         unit=options.privacy_unit,
         delta=options.delta,
         trust=options.trust,
-        mechanism=(
-            "Gaussian noise on sums of clipped per-user gradients, divided by a public constant; "
-            f"{options.rounds} rounds of {options.local_steps} noisy step(s), "
-            f"noise multiplier {mechanism.noise_multiplier:.4g}"
-        ),
+        mechanism=_mechanisms(options, budget),
         accountant=_ACCOUNTANT + looser,
         planned_epsilon=finite_or_none(planned),
         clipping_norm=options.clipping_norm,
         sampling=sampling,
         noise_source="seeded: this is a simulation, whoever knows the seed can remove the noise",
-        released=tuple(
-            f"{name} {list(shape)}"
-            for name, shape in shared_shapes(options.model, num_items).items()
-        ),
+        released=_released(options, budget, num_items),
     )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _mechanisms(options: SimulationOptions, budget: BudgetPlan) -> str:
+    """Every kind of release with its noise, in words."""
+    kinds = []
+    if budget.counts is not None and budget.pairs is not None:
+        kinds.append(
+            "Gaussian noise on two sums over users, whose parts have an L2 norm of at most 1: item "
+            f"counts (noise {budget.counts.noise_multiplier:.4g}), then item pairs (noise "
+            f"{budget.pairs.noise_multiplier:.4g})"
+        )
+    if budget.rounds is not None:
+        kinds.append(
+            "Gaussian noise on sums of clipped per-user gradients, divided by a public constant; "
+            f"{options.rounds} rounds of {options.local_steps} noisy step(s), "
+            f"noise multiplier {budget.rounds.noise_multiplier:.4g}"
+        )
+    return "; ".join(kinds)
+
+
+def _released(options: SimulationOptions, budget: BudgetPlan, num_items: int) -> tuple[str, ...]:
+    sums = () if budget.pairs is None else ("item counts (sum)", "item pairs (sum)")
+    if budget.rounds is None:
+        return sums
+    shapes = shared_shapes(options.model, num_items)
+    return (*sums, *(f"{name} {list(shape)}" for name, shape in shapes.items()))
+
+
+def plain_values(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     """JSON values of a configuration."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
 def _command(options: SimulationOptions) -> str:
-    """The command that repeats the run, naming only what differs from the defaults."""
-    defaults, words = SimulationOptions(), ["crossrec", "simulate"]
+    """The command that repeats the run."""
+    return shlex.join(["crossrec", "simulate", *option_words(options)])
+
+
+def option_words(options: SimulationOptions) -> list[str]:
+    """Options as on a command line, only those that differ from the defaults."""
+    defaults, words = SimulationOptions(), list[str]()
     for name, value in asdict(options).items():
         if name != "model" and value != getattr(defaults, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [f"--{name.replace('_', '-')}", str(one)]
     for name, value in asdict(options.model).items():
         if value != getattr(defaults.model, name):
             flag = {"kind": "model", "num_negatives": "negatives"}.get(name, name)
             words += [f"--{flag}", ",".join(map(str, value)) if name == "hidden" else str(value)]
-    return shlex.join(words)
+    return words
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from simulations.result import PRIMARY_METRIC
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from simulations.result import PlatformResult, RunResult
 
 CONFIDENT_STDERRS = 2.0
@@ -29,6 +31,16 @@ class Outcome(StrEnum):
     UNFINISHED = "cannot tell"
     STAYED_ALONE = "stayed alone"
     UNKNOWN = "not measured"
+
+
+_LEADS = {
+    Outcome.BETTER: "Joining is better than going alone",
+    Outcome.WORSE: "Joining is worse than going alone",
+    Outcome.UNCLEAR: "No clear difference between joining and going alone",
+    Outcome.UNFINISHED: (
+        "Cannot tell: local was still improving when its epochs ran out, raise --epochs"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +89,20 @@ def joined_gain_of(platform: PlatformResult, metric: str) -> Difference | None:
     return Difference(mean=gain.mean, stderr=gain.stderr)
 
 
+def outcome_of(gain: Difference | None, *, unfinished: Collection[str] = ()) -> Outcome:
+    """The rule: a claim needs more than `CONFIDENT_STDERRS` standard errors.
+
+    A gain over a local model that was still improving is no claim either.
+    """
+    if gain is None:
+        return Outcome.UNKNOWN
+    if gain.stderr is None or abs(gain.mean) <= CONFIDENT_STDERRS * gain.stderr or gain.mean == 0:
+        return Outcome.UNCLEAR
+    if gain.mean < 0:
+        return Outcome.WORSE
+    return Outcome.UNFINISHED if "local" in unfinished else Outcome.BETTER
+
+
 def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     """Judge one platform by its gain in NDCG@10."""
     gain = gain_of(platform, PRIMARY_METRIC)
@@ -95,15 +121,8 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
             text=f"Too few test users to tell (NDCG@10 {gain.mean:+.4f}, no standard error).",
         )
     numbers = f"NDCG@10 {gain.mean:+.4f}, standard error {gain.stderr:.4f}"
-    if abs(gain.mean) <= CONFIDENT_STDERRS * gain.stderr or gain.mean == 0:
-        outcome, lead = Outcome.UNCLEAR, "No clear difference between joining and going alone"
-    elif gain.mean > 0:
-        outcome, lead = Outcome.BETTER, "Joining is better than going alone"
-    else:
-        outcome, lead = Outcome.WORSE, "Joining is worse than going alone"
-    if outcome is Outcome.BETTER and "local" in platform.unfinished:
-        outcome = Outcome.UNFINISHED
-        lead = "Cannot tell: local was still improving when its epochs ran out, raise --epochs"
+    outcome = outcome_of(gain, unfinished=platform.unfinished)
+    lead = _LEADS[outcome]
     text = f"{lead} ({numbers})."
     if _popularity_wins(platform):
         text += " Neither beats simply showing the most popular items."

@@ -36,12 +36,13 @@ class Split(NamedTuple):
 
 
 def leave_last_out(
-    table: pd.DataFrame, *, seed: int, share: float = 1.0, min_kept: int = 1
+    table: pd.DataFrame, *, seed: int, share: float = 1.0, min_kept: int = 1, place: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Take the last interaction of each chosen user who keeps at least ``min_kept`` others.
 
     The last is the one with the greatest ``timestamp``; without times, and among equal
-    ones, it is drawn.
+    ones, it is drawn. With ``place`` it is the one before, or the one before that, of the same
+    users, so that one user can be asked several times.
 
     Guarantee: whether a user is chosen, and what she gives up, is a function of ``seed`` and her
     own rows. Adding or removing another user changes nothing for her, so private training on the
@@ -53,6 +54,7 @@ def leave_last_out(
         seed: of the draws.
         share: chance of each user to be chosen, in [0, 1].
         min_kept: interactions that a user must keep, >= 1.
+        place: 0 takes the last interaction, 1 the one before, and so on.
 
     Returns:
         ``(rest, held_out)``, each with the columns of ``table``, sorted by user and item.
@@ -60,8 +62,11 @@ def leave_last_out(
     Raises:
         ValueError: if a pair occurs twice, or an argument is out of range.
     """
-    if min_kept < 1 or not 0 <= share <= 1:
-        raise ValueError(f"min_kept must be >= 1 and share in [0, 1], found {min_kept} and {share}")
+    if min_kept < 1 or place < 0 or not 0 <= share <= 1:
+        raise ValueError(
+            f"min_kept must be >= 1, place >= 0 and share in [0, 1], "
+            f"found {min_kept}, {place} and {share}"
+        )
     users, distinct_users = pd.factorize(table["user_id"], sort=True)
     items, _ = pd.factorize(table["item_id"], sort=True)
     order = np.lexsort((items, users))
@@ -78,10 +83,11 @@ def leave_last_out(
     times = table["timestamp"].to_numpy() if "timestamp" in table.columns else np.zeros(len(table))
     by_time = np.lexsort((draws, times, users))
     counts = np.bincount(users, minlength=len(distinct_users))
-    last = by_time[np.cumsum(counts) - 1]  # one row per user, in the order of users
+    ends = np.cumsum(counts) - 1
+    last = by_time[np.maximum(ends - place, 0)]  # one row per user, in the order of users
     chosen = _uniform(np.asarray(distinct_users, dtype=object), seed, "user") < share
     is_held_out = np.zeros(len(table), dtype=bool)
-    is_held_out[last[(counts > min_kept) & chosen]] = True
+    is_held_out[last[(counts > max(min_kept, place)) & chosen]] = True
     return (
         table.loc[~is_held_out].reset_index(drop=True),
         table.loc[is_held_out].reset_index(drop=True),

@@ -83,6 +83,11 @@ class NcfConfig:
         """Length of a user vector: one part for GMF, one for the tower."""
         return self.dim * (2 if self.kind == "neumf" else 1)
 
+    @property
+    def item_vectors(self) -> str:
+        """Name of the shared array whose rows say which items are alike."""
+        return "tower_items.weight" if self.kind == "mlp" else "items.weight"
+
 
 class ItemLayer(nn.Module):
     """Item vectors and item biases: ``z -> <z, q_i> + b_i`` for all items or for chosen ones.

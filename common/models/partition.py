@@ -1,4 +1,4 @@
-"""Which parameters may leave a platform: an allow-list, with shapes.
+"""Which arrays may leave a platform: an allow-list, with shapes.
 
 Whatever is not listed here is private and stays. Everything that goes into or comes out of a
 message is checked against this list, on both sides.
@@ -7,19 +7,26 @@ message is checked against this list, on both sides.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from common.errors import InvalidRelease
+from common.models.pairs import MAX_COUNTED_ITEMS, MAX_PAIRED_ITEMS, MIN_WEIGHT, num_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from common.models.ncf import NcfConfig
 
 Arrays = dict[str, np.ndarray]
-"""Named float32 arrays, in the order of :func:`shared_shapes`."""
+"""Named arrays: float32 in the order of :func:`shared_shapes`, or those of a sum."""
+
+PAIRS = "pairs."
+"""What the names of :func:`check_pairs` begin with where shared arrays travel beside them."""
+
+SumQuantity = Literal["item-counts", "item-pairs"]
+"""What a platform sums over its users, once: one number for each item, or each pair of items."""
 
 ITEM_KEYS = frozenset({"items.weight", "items.bias", "tower_items.weight"})
 """Shared arrays with one row per item of the catalogue."""
@@ -46,20 +53,87 @@ def check_shared(arrays: Mapping[str, np.ndarray], config: NcfConfig, num_items:
     Raises:
         InvalidRelease: for a missing or foreign key, another shape or type, NaN or infinity.
     """
-    shapes = shared_shapes(config, num_items)
+    return _exactly(arrays, shared_shapes(config, num_items), "shared arrays")
+
+
+def check_asked(arrays: Mapping[str, np.ndarray], quantity: SumQuantity, num_items: int) -> Arrays:
+    """Return what a sum is asked for if it is well formed: items, and for pairs their weights.
+
+    Args:
+        arrays: ``items`` [m] int64 catalogue rows, increasing; ``weights`` [m] float32.
+        quantity: what is asked for.
+        num_items: items in the catalogue.
+
+    Raises:
+        InvalidRelease: for another key, shape, type or order, an item that is not in the
+            catalogue, too few or too many of them, or a weight out of range.
+    """
+    number = arrays["items"].size if "items" in arrays else 0
+    names = ("items",) if quantity == "item-counts" else ("items", "weights")
+    shapes = dict.fromkeys(names, (number,))
+    asked = _exactly(arrays, shapes, f"arrays of {quantity}", integers={"items"})
+    low, high = (1, MAX_COUNTED_ITEMS) if quantity == "item-counts" else (2, MAX_PAIRED_ITEMS)
+    if not low <= number <= high:
+        msg = f"items: found {number}, expected {low} to {high} for {quantity}."
+        raise InvalidRelease(msg)
+    items = asked["items"]
+    if not (np.diff(items) > 0).all() or items[0] < 0 or items[-1] >= num_items:
+        msg = f"items: expected increasing rows of a catalogue of {num_items}, each once."
+        raise InvalidRelease(msg)
+    weights = asked.get("weights")
+    if weights is not None and not ((weights >= MIN_WEIGHT) & (weights <= 1.0)).all():
+        msg = f"weights: found {weights.min():g} to {weights.max():g}, expected {MIN_WEIGHT} to 1."
+        raise InvalidRelease(msg)
+    return asked
+
+
+def check_sum(arrays: Mapping[str, np.ndarray], quantity: SumQuantity, num_asked: int) -> Arrays:
+    """Return the release of a sum if it is exactly one finite number for each item or pair.
+
+    Raises:
+        InvalidRelease: for another key, shape or type, NaN or infinity.
+    """
+    size = num_asked if quantity == "item-counts" else num_pairs(num_asked)
+    return _exactly(arrays, {"sum": (size,)}, quantity)
+
+
+def check_pairs(arrays: Mapping[str, np.ndarray], num_items: int) -> Arrays:
+    """Return a sum of pairs, to be handed over, as fields of :class:`common.models.pairs.PairSum`.
+
+    Args:
+        arrays: ``items`` and ``weights`` as they were asked for, and the ``sum``.
+        num_items: items in the catalogue.
+
+    Raises:
+        InvalidRelease: as :func:`check_asked` and :func:`check_sum`.
+    """
+    total = {name: array for name, array in arrays.items() if name == "sum"}
+    rest = {name: array for name, array in arrays.items() if name != "sum"}
+    asked = check_asked(rest, "item-pairs", num_items)
+    found = check_sum(total, "item-pairs", len(asked["items"]))
+    return {**asked, "total": found["sum"]}
+
+
+def _exactly(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+    integers: Collection[str] = (),
+) -> Arrays:
+    """``arrays`` in the order of ``shapes`` if they are these, finite, float32 or int64."""
     missing, foreign = shapes.keys() - arrays.keys(), arrays.keys() - shapes.keys()
     if missing or foreign:
         msg = (
-            f"shared arrays: missing {sorted(missing) or 'none'}, "
+            f"{what}: missing {sorted(missing) or 'none'}, "
             f"not allowed {sorted(foreign) or 'none'}; expected exactly {list(shapes)}."
         )
         raise InvalidRelease(msg)
     for name, shape in shapes.items():
-        array = arrays[name]
-        if array.dtype != np.float32 or array.shape != shape:
+        array, kind = arrays[name], "int64" if name in integers else "float32"
+        if array.dtype != np.dtype(kind) or array.shape != shape:
             msg = (
                 f"{name}: found {array.dtype} of shape {array.shape}, "
-                f"expected float32 of shape {shape}."
+                f"expected {kind} of shape {shape}."
             )
             raise InvalidRelease(msg)
         if not np.isfinite(array).all():

@@ -23,7 +23,7 @@ from common.errors import ConfigError
 from common.privacy.mechanisms import SampledGaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 AccountantName = Literal["prv", "rdp"]
 """``prv``: the tight one, exact without sampling; ``rdp``: the quick, looser bound."""
@@ -224,25 +224,48 @@ def calibrate_noise_multiplier(
     """The smallest noise multiplier (to 0.1 %) at which ``steps`` sums cost at most ``epsilon``.
 
     Raises:
+        ConfigError: as :func:`smallest_noise`.
+    """
+
+    def mechanisms(noise: float) -> list[SampledGaussian]:
+        return [SampledGaussian(noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps)]
+
+    return smallest_noise(mechanisms, epsilon=epsilon, delta=delta, accountant=accountant)
+
+
+def smallest_noise(
+    mechanisms: Callable[[float], Iterable[SampledGaussian]],
+    *,
+    epsilon: float,
+    delta: float,
+    accountant: AccountantName = "prv",
+) -> float:
+    """The smallest noise (to 0.1 %) at which ``mechanisms`` of it cost at most ``epsilon``.
+
+    Args:
+        mechanisms: everything that will run, as a function of one noise level; more of it must
+            mean more noise in each.
+        epsilon: for all of them together.
+        delta: at which epsilon is stated.
+        accountant: whose numbers decide.
+
+    Raises:
         ConfigError: if ``epsilon`` is not positive, or no reachable noise is enough.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
         msg = f"epsilon: found {epsilon}, expected a positive finite number."
         raise ConfigError(msg)
 
-    def cost(noise: float) -> float:
-        mechanism = SampledGaussian(
-            noise_multiplier=noise, sampling_rate=sampling_rate, steps=steps
-        )
-        return epsilon_spent([mechanism], delta, accountant)
+    def is_enough(noise: float) -> bool:
+        return epsilon_spent(mechanisms(noise), delta, accountant) <= epsilon
 
     low, high = 0.0, 1.0
-    while not cost(high) <= epsilon:
+    while not is_enough(high):
         low, high = high, 2.0 * high
         if high > _MAX_NOISE_MULTIPLIER:
-            msg = f"epsilon {epsilon} at delta {delta} cannot be reached in {steps} steps."
+            msg = f"epsilon {epsilon} at delta {delta} cannot be reached with any noise."
             raise ConfigError(msg)
     while high - low > 1e-3 * high:
         middle = (low + high) / 2.0
-        low, high = (low, middle) if cost(middle) <= epsilon else (middle, high)
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.commands import Model
+from simulations.command_line import Model
 
 if TYPE_CHECKING:
     from rich.table import Table

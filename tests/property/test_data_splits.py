@@ -34,24 +34,28 @@ def pairs(table: pd.DataFrame) -> set[tuple[str, str]]:
     seed=st.integers(0, 9),
     share=st.floats(0, 1),
     min_kept=st.integers(1, 3),
+    place=st.integers(0, 4),
 )
-def test_leave_last_out(table: pd.DataFrame, seed: int, share: float, min_kept: int) -> None:
-    rest, held_out = leave_last_out(table, seed=seed, share=share, min_kept=min_kept)
+def test_leave_last_out(
+    table: pd.DataFrame, seed: int, share: float, min_kept: int, place: int
+) -> None:
+    rest, held_out = leave_last_out(table, seed=seed, share=share, min_kept=min_kept, place=place)
     assert not pairs(rest) & pairs(held_out)
     assert pairs(rest) | pairs(held_out) == pairs(table)
     assert len(rest) + len(held_out) == len(table)
     sizes = table.groupby("user_id").size()
-    eligible = set(sizes[sizes > min_kept].index)
+    eligible = set(sizes[sizes > max(min_kept, place)].index)
     chosen = set(held_out["user_id"])
     assert chosen <= eligible
     assert len(held_out) == len(chosen)
     if share == 1.0:
         assert chosen == eligible
     if "timestamp" in table.columns:
-        latest = table.groupby("user_id")["timestamp"].max()
-        assert (held_out.set_index("user_id")["timestamp"] == latest.loc[held_out["user_id"]]).all()
+        times = table.groupby("user_id")["timestamp"]
+        for user, time in zip(held_out["user_id"], held_out["timestamp"], strict=True):
+            assert time == sorted(times.get_group(user))[-1 - place]
 
     shuffled = table.sample(frac=1, random_state=seed)
-    again = leave_last_out(shuffled, seed=seed, share=share, min_kept=min_kept)
+    again = leave_last_out(shuffled, seed=seed, share=share, min_kept=min_kept, place=place)
     pd.testing.assert_frame_equal(rest, again[0])
     pd.testing.assert_frame_equal(held_out, again[1])

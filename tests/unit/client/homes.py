@@ -22,7 +22,7 @@ from client.config import (
     StateSection,
 )
 from common.data.catalogue import read_catalogue
-from common.messages import AdoptRequest, TrainRequest
+from common.messages import AdoptRequest, SumRequest, TrainRequest
 from common.models.ncf import NcfConfig, initialise
 from common.privacy.ledger import LEDGER_FILE
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from common.models.partition import Arrays
+    from common.models.partition import Arrays, SumQuantity
     from common.privacy.account import EntryKind
 
 NAME = "north"
@@ -95,9 +95,36 @@ def train_request(config: PlatformConfig, **changes: Any) -> TrainRequest:  # no
     return replace(request, **changes)
 
 
+def sum_request(config: PlatformConfig, **changes: Any) -> SumRequest:  # noqa: ANN401
+    request = SumRequest(
+        run_id="spring",
+        platform=NAME,
+        catalogue_digest=catalogue_digest(config),
+        trust=config.privacy.trust,
+        num_platforms=2,
+        noise_multiplier=10.0,
+        quantity="item-pairs",
+    )
+    return replace(request, **changes)
+
+
+def asked_arrays(quantity: SumQuantity = "item-pairs") -> Arrays:
+    """All items but two; the last two of the catalogue are not listed by ``north``."""
+    items = np.setdiff1d(np.arange(NUM_ITEMS), [1, 6])
+    weights = np.linspace(0.1, 1.0, len(items), dtype=np.float32)
+    return {"items": items} if quantity == "item-counts" else {"items": items, "weights": weights}
+
+
 def adopt_request(config: PlatformConfig, **changes: Any) -> AdoptRequest:  # noqa: ANN401
     request = AdoptRequest(
-        run_id="spring", platform=NAME, catalogue_digest=catalogue_digest(config), model=MODEL
+        run_id="spring",
+        platform=NAME,
+        catalogue_digest=catalogue_digest(config),
+        model=MODEL,
+        rounds_done=1,
+        num_sums=0,
+        own_included=False,
+        noise_std=0.0,
     )
     return replace(request, **changes)
 

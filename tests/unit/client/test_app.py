@@ -12,16 +12,18 @@ from flwr.common.serde import message_to_proto
 import client.app
 from common.config import dump_config
 from common.errors import DataError
-from common.messages import ADOPT, PROFILE, TRAIN, Profile, Reply
+from common.messages import ADOPT, PROFILE, SUM, TRAIN, Profile, Reply
 from common.storage import write_durably
 from common.wire import decode, encode
 from simulations.engines.in_process import InProcessGrid
 from tests.unit.client.homes import (
     NAME,
     adopt_request,
+    asked_arrays,
     durable_rows,
     move_in,
     shared_arrays,
+    sum_request,
     train_request,
 )
 
@@ -56,6 +58,10 @@ def test_profile_round_and_adoption_through_flower(config: PlatformConfig, tmp_p
     reply, release = decode(answer.content, Reply)
     assert reply.outcome == "released"
     assert set(release) == {"items.weight", "items.bias"}
+    answer = ask(tmp_path, encode(sum_request(config), asked_arrays()), SUM)
+    reply, release = decode(answer.content, Reply)
+    assert (reply.outcome, reply.round_number) == ("released", 0)
+    assert set(release) == {"sum"}
     answer = ask(tmp_path, encode(adopt_request(config), shared_arrays()), ADOPT)
     reply, arrays = decode(answer.content, Reply)
     assert reply.outcome == "adopted"
@@ -66,15 +72,17 @@ def test_records_hold_a_message_and_a_release_and_nothing_else(
     config: PlatformConfig, tmp_path: Path
 ) -> None:
     trained = ask(tmp_path, encode(train_request(config), shared_arrays()), TRAIN).content
+    summed = ask(tmp_path, encode(sum_request(config), asked_arrays()), SUM).content
     adopted = ask(tmp_path, encode(adopt_request(config), shared_arrays()), ADOPT).content
     profile = ask(tmp_path, RecordDict(), PROFILE).content
-    assert {key: type(record) for key, record in trained.items()} == {
-        "message": ConfigRecord,
-        "arrays": ArrayRecord,
-    }
+    for content in (trained, summed):
+        assert {key: type(record) for key, record in content.items()} == {
+            "message": ConfigRecord,
+            "arrays": ArrayRecord,
+        }
     for content in (adopted, profile):
         assert {key: type(record) for key, record in content.items()} == {"message": ConfigRecord}
-    for content in (trained, adopted, profile):
+    for content in (trained, summed, adopted, profile):
         assert list(content.config_records["message"]) == ["json"]
     assert sorted(json.loads(str(profile.config_records["message"]["json"]))) == [
         "catalogue_digest",
@@ -107,7 +115,7 @@ def garbage() -> dict[str, RecordDict]:
     }
 
 
-@pytest.mark.parametrize("kind", [TRAIN, ADOPT])
+@pytest.mark.parametrize("kind", [TRAIN, SUM, ADOPT])
 @pytest.mark.parametrize("case", ["empty", "not-json", "unknown-field", "second-record"])
 def test_a_malformed_request_touches_nothing(
     config: PlatformConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, case: str
@@ -127,6 +135,8 @@ PLANTED: dict[str, tuple[str, str]] = {
     "encoding-a-release": ("client.app.encode", TRAIN),
     "encoding-an-adoption": ("client.app.encode", ADOPT),
     "training": ("client.platform.train_round", TRAIN),
+    "summing": ("client.platform.pair_sum", SUM),
+    "encoding-a-sum": ("client.app.encode", SUM),
     "declining": ("client.platform.Platform._declined", TRAIN),
     "adapting": ("client.platform.fit_personal_model", ADOPT),
 }
@@ -148,8 +158,12 @@ def test_no_text_of_an_error_crosses_the_boundary_in_a_reply_or_a_flower_error(
         raise DataError("bad", source=SECRET, found=SECRET, expected="")
 
     place, kind = PLANTED[case]
-    request = adopt_request(config) if kind == ADOPT else train_request(config)
-    content = RecordDict() if kind == PROFILE else encode(request, shared_arrays())
+    content = {
+        PROFILE: RecordDict(),
+        TRAIN: encode(train_request(config), shared_arrays()),
+        SUM: encode(sum_request(config), asked_arrays()),
+        ADOPT: encode(adopt_request(config), shared_arrays()),
+    }[kind]
     if case == "declining":
         content = encode(train_request(config, trust="none"), shared_arrays())
     monkeypatch.setattr(place, plant)

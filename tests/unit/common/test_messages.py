@@ -17,6 +17,7 @@ from common.messages import (
     AdoptRequest,
     Profile,
     Reply,
+    SumRequest,
     TrainRequest,
     from_json,
     to_json,
@@ -52,11 +53,27 @@ PROFILE = Profile(
     unit="user",
     delta=1e-5,
 )
+SUM = SumRequest(
+    run_id="spring",
+    platform="north",
+    catalogue_digest="c" * 64,
+    trust="local",
+    num_platforms=3,
+    noise_multiplier=1.5,
+    quantity="item-pairs",
+)
 ADOPT = AdoptRequest(
-    run_id="spring", platform="north", catalogue_digest="c" * 64, model=NcfConfig(dim=4)
+    run_id="spring",
+    platform="north",
+    catalogue_digest="c" * 64,
+    model=NcfConfig(dim=4),
+    rounds_done=3,
+    num_sums=2,
+    own_included=True,
+    noise_std=1.5,
 )
 REPLY = Reply(platform="north", run_id="spring", round_number=3, outcome="released")
-MESSAGES: list[DataclassInstance] = [TRAIN, PROFILE, ADOPT, REPLY]
+MESSAGES: list[DataclassInstance] = [TRAIN, SUM, PROFILE, ADOPT, REPLY]
 every_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 
 
@@ -244,6 +261,12 @@ def test_the_name_of_a_request_is_run_round_and_platform() -> None:
     assert len(names) == 18
 
 
+def test_the_name_of_a_sum_is_run_quantity_and_platform_and_no_round_has_it() -> None:
+    assert SUM.request_id == "spring/item-pairs/north"
+    assert replace(SUM, quantity="item-counts").request_id == "spring/item-counts/north"
+    assert SUM.round_number == 0
+
+
 ARRAYS = {"items.bias": np.zeros(3, np.float32), "items.weight": np.zeros((3, 4), np.float32)}
 ARRAYS_DIGEST = sha256(pack_arrays(ARRAYS, {}))
 
@@ -284,14 +307,36 @@ def test_the_digest_changes_with_every_field() -> None:
     assert from_json(to_json(base), TrainRequest).digest(ARRAYS_DIGEST) in digests
 
 
+def test_the_digest_of_a_sum_changes_with_every_field() -> None:
+    others: dict[str, Any] = {
+        name: OTHER_VALUES[name] for name in OTHER_VALUES.keys() & set(plain(SUM))
+    }
+    others["quantity"] = "item-counts"
+    assert others.keys() == {field.name for field in fields(SumRequest)}
+    requests = [SUM, *(replace(SUM, **{name: value}) for name, value in others.items())]
+    assert len({request.digest(ARRAYS_DIGEST) for request in requests}) == len(requests)
+    assert SUM.digest("other") != SUM.digest(ARRAYS_DIGEST)
+
+
+def test_a_hand_over_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rounds_done and num_sums"):
+        replace(ADOPT, rounds_done=0, num_sums=0)
+    for value in (-1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="noise_std"):
+            replace(ADOPT, noise_std=value)
+
+
 def test_the_digest_changes_with_the_arrays() -> None:
     one_bit = {**ARRAYS, "items.bias": np.array([0, 0, 1e-45], np.float32)}
     assert TRAIN.digest(sha256(pack_arrays(one_bit, {}))) != TRAIN.digest(ARRAYS_DIGEST)
 
 
+@pytest.mark.parametrize("asked", [TRAIN, SUM], ids=["round", "sum"])
 @pytest.mark.parametrize("num_platforms", [2, 3, 10, 1000])
-def test_whoever_subtracts_her_own_noise_still_faces_all_of_it(num_platforms: int) -> None:
-    request = replace(TRAIN, trust="secagg-simulated", num_platforms=num_platforms)
+def test_whoever_subtracts_her_own_noise_still_faces_all_of_it(
+    asked: TrainRequest | SumRequest, num_platforms: int
+) -> None:
+    request = replace(asked, trust="secagg-simulated", num_platforms=num_platforms)
     variance_of_the_others = (num_platforms - 1) * request.noise_share**2
     assert variance_of_the_others >= 1 - 1e-12
     assert variance_of_the_others <= 1 + 1e-12, "and no more noise than that"

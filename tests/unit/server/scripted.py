@@ -11,8 +11,18 @@ import numpy as np
 from flwr.app import Error, Message, RecordDict
 
 from common.data.catalogue import read_catalogue
-from common.messages import PROFILE, TRAIN, AdoptRequest, Profile, Reply, TrainRequest
+from common.messages import (
+    PROFILE,
+    SUM,
+    TRAIN,
+    AdoptRequest,
+    Profile,
+    Reply,
+    SumRequest,
+    TrainRequest,
+)
 from common.models.ncf import NcfConfig
+from common.models.pairs import num_pairs
 from common.models.partition import shared_shapes
 from common.rng import derived_generator
 from common.wire import decode, encode
@@ -22,6 +32,7 @@ from server.config import (
     FederationSection,
     MechanismSection,
     StateSection,
+    SumsSection,
     TrainingSection,
 )
 from server.journal import read_journal
@@ -30,7 +41,7 @@ from simulations.engines.in_process import InProcessGrid
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from common.models.partition import Arrays
+    from common.models.partition import Arrays, SumQuantity
 
 MODEL = NcfConfig(dim=3)
 NUM_ITEMS = 6
@@ -61,6 +72,17 @@ def honest_release(request: TrainRequest) -> Answer:
     return encode(reply(name, number), release(name, number))
 
 
+def sum_release(name: str, quantity: SumQuantity, num_asked: int) -> Arrays:
+    size = num_asked if quantity == "item-counts" else num_pairs(num_asked)
+    rng = derived_generator(0, "scripted-sum", name, quantity)
+    return {"sum": rng.normal(20.0, 5.0, size).astype(np.float32)}
+
+
+def honest_sum(request: SumRequest, asked: Arrays) -> Answer:
+    name = request.platform
+    return encode(reply(name, 0), sum_release(name, request.quantity, len(asked["items"])))
+
+
 def honest_adoption(request: AdoptRequest) -> Answer:
     return encode(reply(request.platform, 0, outcome="adopted"))
 
@@ -71,6 +93,7 @@ class Shop:
 
     profile: Profile | Answer
     train: Callable[[TrainRequest], Answer] = honest_release
+    sum_up: Callable[[SumRequest, Arrays], Answer] = honest_sum
     adopt: Callable[[AdoptRequest], Answer] = honest_adoption
 
 
@@ -95,6 +118,8 @@ class ScriptedGrid(InProcessGrid):
         self._copies = copies
         self.requests: list[TrainRequest] = []
         self.shared: list[Arrays] = []
+        self.sums: list[tuple[SumRequest, Arrays]] = []
+        self.adopted: list[tuple[AdoptRequest, Arrays]] = []
         self.unreachable_after_meeting: set[int] = set()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -124,7 +149,11 @@ class ScriptedGrid(InProcessGrid):
             self.requests.append(request)
             self.shared.append(arrays)
             return shop.train(request)
-        return shop.adopt(decode(message.content, AdoptRequest)[0])
+        if message.metadata.message_type == SUM:
+            self.sums.append(decode(message.content, SumRequest))
+            return shop.sum_up(*self.sums[-1])
+        self.adopted.append(decode(message.content, AdoptRequest))
+        return shop.adopt(self.adopted[-1][0])
 
 
 def write_catalogue_file(folder: Path, num_items: int = NUM_ITEMS) -> Path:
@@ -141,6 +170,7 @@ def federation(
     rounds: int = 1,
     training: TrainingSection = AVERAGING,
     model: NcfConfig = MODEL,
+    sums: SumsSection | None = None,
     **mechanism: Any,  # noqa: ANN401 - any field of the mechanism
 ) -> FederationConfig:
     return FederationConfig(
@@ -157,6 +187,7 @@ def federation(
         model=model,
         training=training,
         state=StateSection(folder=folder / "state"),
+        sums=sums,
     )
 
 

@@ -6,15 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-from server.aggregation import StreamingMean
+from server.aggregation import StreamingSum
 
 
 def mean_of(releases: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    mean = StreamingMean()
+    added = StreamingSum()
     for release in releases:
-        mean.add(release)
-    assert mean.count == len(releases)
-    return mean.result()
+        added.add(release)
+    assert added.count == len(releases)
+    return added.mean()
 
 
 def drawn(num: int, scale: float = 1.0) -> list[dict[str, np.ndarray]]:
@@ -54,12 +54,12 @@ def test_releases_stay_as_they_came_and_are_not_kept() -> None:
     releases = drawn(2)
     copies = [{name: array.copy() for name, array in release.items()} for release in releases]
     before = [sys.getrefcount(array) for release in releases for array in release.values()]
-    mean = StreamingMean()
+    added = StreamingSum()
     for release in releases:
-        mean.add(release)
+        added.add(release)
     after = [sys.getrefcount(array) for release in releases for array in release.values()]
     assert after == before  # memory does not grow with the number of platforms
-    mean.result()["a"][:] = 0.0
+    added.mean()["a"][:] = 0.0
     for release, copy in zip(releases, copies, strict=True):
         for name, array in release.items():
             np.testing.assert_array_equal(array, copy[name])
@@ -75,4 +75,14 @@ def test_many_small_updates_do_not_drown_in_a_large_one() -> None:
 
 def test_the_mean_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="no releases"):
-        StreamingMean().result()
+        StreamingSum().mean()
+
+
+def test_a_sum_is_the_sum_and_not_the_mean() -> None:
+    releases, added = drawn(5), StreamingSum()
+    for release in releases:
+        added.add(release)
+    for name, array in added.total().items():
+        assert array.dtype == np.float32
+        exact = np.sum([release[name].astype(np.float64) for release in releases], axis=0)
+        np.testing.assert_array_equal(array, exact.astype(np.float32))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from server.config import (
     FederationConfig,
     FederationSection,
     MechanismSection,
+    SumsSection,
     TrainingSection,
 )
 
@@ -27,7 +29,7 @@ def federation(**changes: Any) -> FederationSection:  # noqa: ANN401 - any field
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"rounds": 0}, "rounds"),
+        ({"rounds": -1}, "rounds"),
         ({"platforms": ()}, "platforms"),
         ({"platforms": ("a", "a")}, "platforms"),
         ({"quorum": 0}, "quorum"),
@@ -78,6 +80,56 @@ def test_a_mechanism_that_no_accountant_knows_is_refused(
 def test_a_step_that_leads_nowhere_is_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         TrainingSection(**changes)
+
+
+SUMS = SumsSection(counts_noise_multiplier=30.0, pairs_noise_multiplier=10.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"counts_noise_multiplier": -1.0}, "noise_multiplier"),
+        ({"pairs_noise_multiplier": math.nan}, "noise_multiplier"),
+        ({"pairs_noise_multiplier": math.inf}, "noise_multiplier"),
+        ({"max_items": 1}, "max_items"),
+        ({"max_items": 10_001}, "max_items"),
+    ],
+)
+def test_sums_that_no_platform_would_release_are_refused(
+    changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        replace(SUMS, **changes)
+
+
+def whole(tmp_path: Path, sums: SumsSection | None, **changes: Any) -> FederationConfig:  # noqa: ANN401
+    rounds, rate = changes.get("rounds", 3), changes.get("sampling_rate", 1.0)
+    return FederationConfig(
+        federation=federation(rounds=rounds),
+        catalogue=CatalogueSection(file=tmp_path / "catalogue.csv"),
+        mechanism=MechanismSection(noise_multiplier=0.7, sampling_rate=rate),
+        sums=sums,
+    )
+
+
+def test_a_run_has_rounds_or_sums(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rounds = 0 .*\[sums\]"):
+        whole(tmp_path, None, rounds=0)
+    for sums, rounds in ((SUMS, 0), (SUMS, 1), (None, 1)):
+        config = whole(tmp_path, sums, rounds=rounds)
+        path = tmp_path / "federation.toml"
+        path.write_text(dump_config(config), encoding="utf-8")
+        loaded = load_config(path, FederationConfig)
+        assert (loaded.sums, loaded.federation.rounds) == (sums, rounds)
+
+
+def test_sampled_rounds_after_sums_are_refused_before_anybody_pays_for_the_sums(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match="sampling_rate"):
+        whole(tmp_path, SUMS, sampling_rate=0.5)
+    whole(tmp_path, SUMS, sampling_rate=0.5, rounds=0)
+    whole(tmp_path, None, sampling_rate=0.5)
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:

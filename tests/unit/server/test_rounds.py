@@ -277,7 +277,7 @@ def test_a_bad_answer_is_left_out_with_its_cause_and_the_round_goes_on(
 ) -> None:
     answer, said = BAD_ANSWERS[case]
     config = federation(folder, [*HONEST, "evil"])
-    monkeypatch.setattr("server.rounds.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("server.exchange.POLL_SECONDS", 0.01)
     grid = ScriptedGrid(joined_by(folder, lambda _request: answer()))
     state = run(config, grid)
     assert_mean_of_honest(state, grid)

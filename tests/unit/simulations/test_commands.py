@@ -96,6 +96,8 @@ def test_each_flag_sets_its_option(
         "--epochs": ("9", {"epochs": 9}),
         "--engine": ("ray", {"engine": "ray"}),
         "--seed": ("11", {"seed": 11}),
+        "--newcomer": ("north:0.5", {"newcomer": "north:0.5"}),
+        "--adapting": ("north", {"adapting": ("north",)}),
     }
     words = [word for flag, (value, _) in flags.items() for word in (flag, value)]
     model = ["--model", "neumf", "--loss", "bce", "--dim", "8", "--hidden", "8, 4"]
@@ -149,6 +151,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "--resume keeps the run's own options; leave out epsilon, out.",
     ),
     "resume-and-overwrite": (["--resume", "runs/a", "--overwrite"], "leave out overwrite"),
+    "newcomer": (["--newcomer", "shop"], "found 'shop', expected NAME:FRACTION"),
+    "unknown-newcomer": (["--newcomer", "shop:0.5"], "there is no platform 'shop'; the data have"),
+    "unknown-adapting": (["--adapting", "shop"], "there is no platform 'shop'"),
     "resume-nothing": (["--resume", "runs/a"], "holds no run to resume"),
     "same-column": (["--data", "shops", "--user-column", "a", "--item-column", "a"], "one name"),
 }

@@ -16,6 +16,7 @@ ELSEWHERE: dict[str, Any] = {
     "data": Path("/markets"),
     "catalogue": Path("/catalogue.csv"),
     "candidates": 100,
+    "adapting": ("shop-1",),
     "engine": "ray",
 }
 """Where data lie, what runs the apps, how models are measured: nothing of what platforms do."""
@@ -35,6 +36,7 @@ OTHER_VALUES: dict[str, Any] = {
     "strategy": "fedavg",
     "server_learning_rate": 0.5,
     "epochs": 3,
+    "newcomer": "shop-1:0.5",
     "seed": 5,
     "model": NcfConfig(dim=7),
 }
@@ -58,6 +60,12 @@ OTHER_VALUES: dict[str, Any] = {
         ({"local_steps": 0}, "local steps"),
         ({"epochs": 0}, "epochs"),
         ({"candidates": 1}, "candidates"),
+        ({"newcomer": "shop-1"}, "newcomer: found 'shop-1'"),
+        ({"newcomer": "shop-1:0"}, "newcomer: found 'shop-1:0'"),
+        ({"newcomer": "shop-1:1.5"}, "newcomer"),
+        ({"newcomer": ":0.5"}, "newcomer"),
+        ({"newcomer": "shop-1:nan"}, "newcomer"),
+        ({"adapting": ()}, "adapting"),
         ({"candidates": 0}, "candidates"),
         ({"clipping_norm": 0.0}, "clipping_norm"),
         ({"clipping_norm": math.nan}, "clipping_norm"),

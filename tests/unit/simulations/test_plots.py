@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from matplotlib.colors import to_hex
 
-from simulations import plots
+from simulations import drawing, plots
 from tests.unit.simulations.run_results import model, platform, run_result
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_bars_are_the_results_numbers_in_the_models_colours() -> None:
         if hasattr(bars, "patches")
     }
     for name, value in {"popularity": 0.2, "local": 0.25, "federated": 0.28}.items():
-        assert drawn[name] == [(value, plots.MODEL_COLOURS[name].lower())] * 2
+        assert drawn[name] == [(value, drawing.MODEL_COLOURS[name].lower())] * 2
 
 
 def test_an_unmeasured_model_has_no_bar_rather_than_a_zero() -> None:
@@ -112,7 +112,7 @@ def test_epsilon_is_rounded_up(epsilon: float, text: str) -> None:
 
 def test_other_models_get_colours_of_their_own() -> None:
     models = ["popularity", "local", "federated", "ease", "pooled"]
-    colours = [plots.model_colour(name, models) for name in models]
+    colours = [drawing.model_colour(name, models) for name in models]
     assert len(set(colours)) == len(models)
 
 

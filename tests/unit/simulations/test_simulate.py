@@ -366,6 +366,7 @@ def test_the_command_of_a_result_repeats_the_run(
         shops, model=model, epsilon=3.5, delta=1e-6, trust="none", sampling_rate=0.5,
         local_steps=2, clipping_norm=0.1, strategy="fedavg", server_learning_rate=0.3,
         candidates=50, seed=4, user_column="user_id", item_column="item_id",
+        newcomer="north:0.5", adapting=("north", "south"),
     )  # fmt: skip
     words = shlex.split(run_all(asked, tmp_path / "run")["command"])
     assert words[:2] == ["crossrec", "simulate"]

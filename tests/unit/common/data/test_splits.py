@@ -31,6 +31,38 @@ def test_the_latest_interaction_is_held_out() -> None:
     assert rest["user_id"].tolist() == ["1", "1", "2"]  # user 2 keeps her only one
 
 
+def test_places_take_one_interaction_after_the_other() -> None:
+    table = frame(BOUGHT, [2.0, 9.0, 1.0, 5.0])
+    for place, item in enumerate("bac"):
+        rest, held_out = leave_last_out(table, seed=0, place=place)
+        assert held_out[["user_id", "item_id"]].to_numpy().tolist() == [["1", item]]
+        assert len(rest) == 3
+    rest, held_out = leave_last_out(table, seed=0, place=3)  # she has no fourth
+    assert rest["item_id"].tolist() == ["a", "b", "c", "a"]
+    assert held_out.empty
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_places_ask_the_same_users_for_something_else(timed: bool) -> None:
+    pairs = [(f"{u:03d}", i) for u in range(200) for i in "abcdef"[: 1 + u % 6]]
+    table = frame(pairs, [float(n % 3) for n in range(len(pairs))] if timed else None)
+    found = [leave_last_out(table, seed=0, share=0.5, min_kept=2, place=p)[1] for p in range(4)]
+    together = pd.concat(found)
+    assert not together.duplicated(["user_id", "item_id"]).any()
+    first, *others = (set(held_out["user_id"]) for held_out in found)
+    assert first == others[0] == others[1]
+    # Only those with more than three interactions have a fourth.
+    assert others[2] == {user for user in first if int(user) % 6 >= 3}
+    if timed:
+        times = together.groupby("user_id")["timestamp"]
+        assert (times.diff().dropna() <= 0).all()
+
+
+def test_a_place_before_the_last_is_refused() -> None:
+    with pytest.raises(ValueError, match="place >= 0"):
+        leave_last_out(frame(BOUGHT), seed=0, place=-1)
+
+
 @pytest.mark.parametrize("times", [None, [7.0] * 300])
 def test_without_a_latest_each_interaction_is_as_likely(times: list[float] | None) -> None:
     # 100 users with items a, b, c: an item outside 33 +- 5 standard deviations (4.7) has a

@@ -1,0 +1,172 @@
+"""A platform's models as files: what it fitted alone, what joining added, and which it serves.
+
+Layout of the folder::
+
+    local.safetensors        parts that were fitted alone, their weights, and how they were judged
+    federated.safetensors    parts that a run brought, and the weights with them
+    served.txt               which of both is served, written last
+
+The second belongs to the first, by its digest. A file that was fitted to other data or with other
+settings counts as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from client.adaptation import Adapted
+from client.parts import Blend, pack_parts, unpack_parts
+from common.errors import StateError
+from common.storage import pack_arrays, read_arrays, sha256, write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    from client.data import PlatformData
+    from client.parts import Part
+    from common.models.ncf import NcfConfig
+
+ServedName = Literal["alone", "joined"]
+"""What a platform may serve; the gate chooses."""
+
+_ALGORITHM = "1"
+"""Changes with the code that fits models alone: what another version fitted is fitted again."""
+
+_VALIDATION = "validation"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlatformModels:
+    """All that a platform can score with."""
+
+    alone: Blend
+    """The best without anybody else."""
+    joined: Blend | None
+    """The same with what a run brought, served or not; None before the first hand-over."""
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """Every part, by name."""
+        return (self.joined or self.alone).parts
+
+
+def fitted_to(data: PlatformData, model: NcfConfig, *, max_epochs: int, seed: int) -> str:
+    """Digest of everything that models alone depend on."""
+    digest = hashlib.sha256()
+    settings = [_ALGORITHM, data.users_digest, asdict(model), max_epochs, seed]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    held_out = [fold.held_out for fold in data.folds]
+    for matrix in (data.users.matrix, *held_out):
+        digest.update(matrix.indptr.tobytes())
+        digest.update(matrix.indices.tobytes())
+    return digest.hexdigest()
+
+
+class ModelFiles:
+    """Reads and writes the folder; the platform's state guards that one process does."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is read yet."""
+        self._folder = folder
+        self._local = folder / "local.safetensors"
+        self._federated = folder / "federated.safetensors"
+        self._served = folder / "served.txt"
+
+    def save_alone(self, alone: Adapted, digest: str) -> None:
+        """Write what was fitted alone; ``digest`` is that of :func:`fitted_to`."""
+        arrays, kinds = pack_parts(alone.blend.parts)
+        arrays |= {f"{_VALIDATION}/{fold}": block for fold, block in enumerate(alone.scores)}
+        metadata = {
+            "kinds": kinds,
+            "weights": json.dumps(dict(alone.blend.weights)),
+            "fitted_to": digest,
+            "folds": str(len(alone.scores)),
+        }
+        write_durably(self._local, pack_arrays(arrays, metadata))
+
+    def load_alone(self, digest: str) -> Adapted | None:
+        """What was fitted alone to the same data with the same settings, or None.
+
+        Raises:
+            StateError: if the file is damaged.
+        """
+        if not self._local.exists():
+            return None
+        arrays, metadata = read_arrays(self._local)
+        if metadata.get("fitted_to") != digest:
+            return None
+        return Adapted(
+            blend=self._blend(self._local, arrays, metadata),
+            scores=self._validation(arrays, metadata),
+        )
+
+    def save_joined(self, blend: Blend, serve: ServedName) -> None:
+        """Write what joining added to the parts that were fitted alone, then which is served."""
+        content = self._local.read_bytes()
+        _, metadata = read_arrays(self._local)
+        known = json.loads(metadata["kinds"])
+        arrays, kinds = pack_parts({k: v for k, v in blend.parts.items() if k not in known})
+        metadata = {
+            "kinds": kinds,
+            "weights": json.dumps(dict(blend.weights)),
+            "beside": sha256(content),
+        }
+        write_durably(self._federated, pack_arrays(arrays, metadata))
+        write_durably(self._served, serve.encode())
+
+    def load(self) -> PlatformModels | None:
+        """All models, or None before the first hand-over.
+
+        Raises:
+            StateError: if a file is damaged.
+        """
+        if not self._local.exists():
+            return None
+        arrays, metadata = read_arrays(self._local)
+        alone = self._blend(self._local, arrays, metadata)
+        joined = None
+        if self._federated.exists():
+            arrays, metadata = read_arrays(self._federated)
+            if metadata.get("beside") == sha256(self._local.read_bytes()):
+                added = self._blend(self._federated, arrays, metadata)
+                joined = Blend(parts={**alone.parts, **added.parts}, weights=added.weights)
+        return PlatformModels(alone=alone, joined=joined)
+
+    def served(self) -> ServedName | None:
+        """Which model is served, or None before the first hand-over.
+
+        Raises:
+            StateError: if the record is damaged.
+        """
+        if not self._served.exists():
+            return None
+        name = self._served.read_text(encoding="utf-8", errors="replace")
+        if name in get_args(ServedName):
+            return cast("ServedName", name)
+        msg = f"{self._served}: names no model that can be served; run the hand-over again."
+        raise StateError(msg)
+
+    @staticmethod
+    def _blend(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Blend:
+        try:
+            parts = unpack_parts(arrays, metadata["kinds"])
+            weights = {str(k): float(v) for k, v in json.loads(metadata["weights"]).items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"{path}: not a platform's models ({error}); run the hand-over again."
+            raise StateError(msg) from error
+        return Blend(parts=parts, weights=weights)
+
+    def _validation(
+        self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    ) -> tuple[np.ndarray, ...]:
+        try:
+            return tuple(arrays[f"{_VALIDATION}/{fold}"] for fold in range(int(metadata["folds"])))
+        except (KeyError, ValueError) as error:
+            msg = f"{self._local}: not a platform's models ({error}); run the hand-over again."
+            raise StateError(msg) from error

@@ -1,0 +1,156 @@
+"""The sums before the first round: which items go together, asked of every platform once.
+
+First the items' counts, which say which items to pair and with what weights; then the pairs. Both
+are sums over the platforms, written down as soon as they are there: a resumed run asks no more.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import Message
+
+from common.errors import InvalidRelease, RunFailed, StateError
+from common.messages import SUM, SumRequest, noise_share
+from common.models.pairs import MAX_COUNTED_ITEMS, item_weights, most_counted
+from common.models.partition import check_asked, check_sum
+from common.wire import encode
+from server.aggregation import StreamingSum
+from server.checkpoint import CollectedSum, CollectedSums
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from common.data.catalogue import Catalogue
+    from common.models.partition import Arrays, SumQuantity
+    from server.config import FederationConfig, SumsSection
+    from server.exchange import Exchange
+    from server.journal import Journal
+
+
+def shared_items(catalogue: Catalogue, platforms: tuple[str, ...]) -> np.ndarray:
+    """Catalogue rows that at least two of ``platforms`` list: int64, increasing.
+
+    Of more than ``MAX_COUNTED_ITEMS`` those that most of them list, and of these the first.
+    """
+    listings = [catalogue.listing(name) for name in platforms]
+    listed_by = np.bincount(np.concatenate(listings), minlength=catalogue.num_items)
+    items = np.flatnonzero(listed_by >= 2)
+    chosen: np.ndarray = items[most_counted(listed_by[items], MAX_COUNTED_ITEMS)]
+    return chosen
+
+
+class PrivateSums:
+    """Asks platforms for both sums, unless they are on disk."""
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        sums: SumsSection,
+        catalogue: Catalogue,
+        exchange: Exchange,
+        journal: Journal,
+    ) -> None:
+        """Name the place; nothing is read or asked yet."""
+        self._config = config
+        self._noise = {
+            "item-counts": sums.counts_noise_multiplier,
+            "item-pairs": sums.pairs_noise_multiplier,
+        }
+        self._max_items = sums.max_items
+        self._catalogue = catalogue
+        self._exchange = exchange
+        self._journal = journal
+        self._files = CollectedSums(config.state.folder, config.federation.run_id)
+
+    def collect(self, nodes: Mapping[str, int]) -> CollectedSum:
+        """The sum of pairs, and on the way to it that of counts.
+
+        Args:
+            nodes: address of each platform that takes part.
+
+        Raises:
+            RunFailed: if fewer platforms than the quorum answer, or there is nothing to pair.
+            StateError: if what is on disk is damaged, or belongs to another run.
+        """
+        pairs = self._load("item-pairs")
+        if pairs is not None:
+            return pairs
+        counts = self._load("item-counts") or self._ask("item-counts", self._shared(), nodes)
+        chosen = most_counted(counts.total, self._max_items)
+        noise_std = counts.noise_std * math.sqrt(len(counts.platforms))
+        asked = {
+            "items": counts.asked["items"][chosen],
+            "weights": item_weights(counts.total[chosen], noise_std),
+        }
+        return self._ask("item-pairs", asked, nodes)
+
+    def _shared(self) -> Arrays:
+        items = shared_items(self._catalogue, self._config.federation.platforms)
+        if len(items) < 2:
+            msg = (
+                f"sums: {len(items)} items are listed by two platforms or more, at least 2 are "
+                "needed. Check the catalogue, or leave [sums] out."
+            )
+            raise RunFailed(msg)
+        return {"items": items}
+
+    def _load(self, quantity: SumQuantity) -> CollectedSum | None:
+        found = self._files.load(quantity)
+        if found is None:
+            return None
+        try:
+            check_asked(found.asked, quantity, self._catalogue.num_items)
+            check_sum({"sum": found.total}, quantity, len(found.asked["items"]))
+        except InvalidRelease as error:
+            msg = f"{self._config.state.folder}: {quantity} belongs to another catalogue. {error}"
+            raise StateError(msg) from error
+        return found
+
+    def _ask(self, quantity: SumQuantity, asked: Arrays, nodes: Mapping[str, int]) -> CollectedSum:
+        size = len(asked["items"])
+        self._journal.write("sum-started", quantity=quantity, items=size, platforms=list(nodes))
+        trust, multiplier = self._config.mechanism.trust, self._noise[quantity]
+        messages: dict[str, Message] = {}
+        for name, node in nodes.items():
+            request = SumRequest(
+                run_id=self._config.federation.run_id,
+                platform=name,
+                catalogue_digest=self._catalogue.digest,
+                trust=trust,
+                num_platforms=len(nodes),
+                noise_multiplier=multiplier,
+                quantity=quantity,
+            )
+            messages[name] = Message(encode(request, asked), node, SUM, group_id=quantity)
+        releases, platforms = StreamingSum(), []
+        check = partial(check_sum, quantity=quantity, num_asked=size)
+        for name, release, outcome in self._exchange.ask(
+            messages, number=0, wanted="released", check=check
+        ):
+            if release is not None:
+                releases.add(release)
+                platforms.append(name)
+            self._journal.write("sum-reply", quantity=quantity, platform=name, outcome=outcome)
+        self._exchange.check_quorum(quantity, releases.count, len(nodes))
+        with np.errstate(over="ignore"):
+            total = releases.total()["sum"]
+        if not np.isfinite(total).all():
+            msg = (
+                f"{quantity}: the sum of the releases is so large that it overflows. Leave out the "
+                "platform that sent it."
+            )
+            raise RunFailed(msg)
+        # Before the file: a crash in between asks again, and platforms send the same bytes.
+        self._journal.write("sum-closed", quantity=quantity, releases=releases.count)
+        collected = CollectedSum(
+            asked=asked,
+            total=total,
+            platforms=tuple(platforms),
+            noise_std=multiplier * noise_share(trust, len(nodes)),
+        )
+        self._files.save(quantity, collected)
+        return collected
