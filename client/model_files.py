@@ -59,7 +59,8 @@ class PlatformModels:
 def fitted_to(data: PlatformData, model: NcfConfig, *, max_epochs: int, seed: int) -> str:
     """Digest of everything that models alone depend on."""
     digest = hashlib.sha256()
-    settings = [_ALGORITHM, data.users_digest, asdict(model), max_epochs, seed]
+    shape = list(data.users.matrix.shape)
+    settings = [_ALGORITHM, data.users_digest, shape, asdict(model), max_epochs, seed]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     held_out = [fold.held_out for fold in data.folds]
     for matrix in (data.users.matrix, *held_out):
@@ -78,14 +79,21 @@ class ModelFiles:
         self._federated = folder / "federated.safetensors"
         self._served = folder / "served.txt"
 
-    def save_alone(self, alone: Adapted, digest: str) -> None:
-        """Write what was fitted alone; ``digest`` is that of :func:`fitted_to`."""
+    def save_alone(self, alone: Adapted, digest: str, users_digest: str) -> None:
+        """Write what was fitted alone.
+
+        Args:
+            alone: the models.
+            digest: of :func:`fitted_to`.
+            users_digest: of the users in the order of rows, to whom user vectors belong.
+        """
         arrays, kinds = pack_parts(alone.blend.parts)
         arrays |= {f"{_VALIDATION}/{fold}": block for fold, block in enumerate(alone.scores)}
         metadata = {
             "kinds": kinds,
             "weights": json.dumps(dict(alone.blend.weights)),
             "fitted_to": digest,
+            "users": users_digest,
             "folds": str(len(alone.scores)),
         }
         write_durably(self._local, pack_arrays(arrays, metadata))
@@ -120,8 +128,11 @@ class ModelFiles:
         write_durably(self._federated, pack_arrays(arrays, metadata))
         write_durably(self._served, serve.encode())
 
-    def load(self) -> PlatformModels | None:
-        """All models, or None before the first hand-over.
+    def load(self, users_digest: str) -> PlatformModels | None:
+        """All models, or None before the first hand-over, or if they are for other users.
+
+        Args:
+            users_digest: of the users in the order of rows.
 
         Raises:
             StateError: if a file is damaged.
@@ -129,35 +140,57 @@ class ModelFiles:
         if not self._local.exists():
             return None
         arrays, metadata = read_arrays(self._local)
+        if metadata.get("users") != users_digest:
+            return None
         alone = self._blend(self._local, arrays, metadata)
         joined = None
         if self._federated.exists():
             arrays, metadata = read_arrays(self._federated)
             if metadata.get("beside") == sha256(self._local.read_bytes()):
-                added = self._blend(self._federated, arrays, metadata)
-                joined = Blend(parts={**alone.parts, **added.parts}, weights=added.weights)
+                joined = self._blend(self._federated, arrays, metadata, beside=alone.parts)
         return PlatformModels(alone=alone, joined=joined)
 
     def served(self) -> ServedName | None:
         """Which model is served, or None before the first hand-over.
 
+        Where a hand-over was cut short, what joining added may belong to models that are gone:
+        then the platform serves alone.
+
         Raises:
-            StateError: if the record is damaged.
+            StateError: if the record, or what joining added, is damaged.
         """
         if not self._served.exists():
             return None
         name = self._served.read_text(encoding="utf-8", errors="replace")
-        if name in get_args(ServedName):
-            return cast("ServedName", name)
-        msg = f"{self._served}: names no model that can be served; run the hand-over again."
-        raise StateError(msg)
+        if name not in get_args(ServedName):
+            msg = f"{self._served}: names no model that can be served; run the hand-over again."
+            raise StateError(msg)
+        if name == "joined" and not self._belongs():
+            return "alone"
+        return cast("ServedName", name)
+
+    def _belongs(self) -> bool:
+        """Whether what joining added is there, and was added to the models that are there."""
+        if not (self._local.exists() and self._federated.exists()):
+            return False
+        _, metadata = read_arrays(self._federated)
+        return metadata.get("beside") == sha256(self._local.read_bytes())
 
     @staticmethod
-    def _blend(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Blend:
+    def _blend(
+        path: Path,
+        arrays: Mapping[str, np.ndarray],
+        metadata: Mapping[str, str],
+        beside: Mapping[str, Part] | None = None,
+    ) -> Blend:
         try:
-            parts = unpack_parts(arrays, metadata["kinds"])
+            parts = {**(beside or {}), **unpack_parts(arrays, metadata["kinds"])}
             weights = {str(k): float(v) for k, v in json.loads(metadata["weights"]).items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if not weights.keys() <= parts.keys():
+                raise KeyError(*sorted(weights.keys() - parts.keys()))  # noqa: TRY301
+        except StateError as error:
+            raise StateError(f"{path}: {error}") from error
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             msg = f"{path}: not a platform's models ({error}); run the hand-over again."
             raise StateError(msg) from error
         return Blend(parts=parts, weights=weights)

@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
     from client.adaptation import Adapted
     from client.config import PlatformConfig
-    from client.data import PlatformData
-    from common.models.ncf import NcfConfig
     from common.models.partition import Arrays
     from common.privacy.randomness import RandomSource
 
@@ -265,7 +263,12 @@ class Platform:
         seed = derive_seed(simulation.seed if simulation else 0, "adaptation", self.name)
         state.start_training()
         data = load_platform_data(self._config)
-        alone = self._alone(request.model, data, state, seed)
+        max_epochs = self._config.adaptation.max_epochs
+        digest = fitted_to(data, request.model, max_epochs=max_epochs, seed=seed)
+        known = self._fitted_before(state, digest)
+        alone = known or fit_alone(
+            data.users.matrix, data.folds, request.model, max_epochs=max_epochs, seed=seed
+        )
         joined = alone
         if pairs is not None:
             similar = similarity_of_pairs(pairs, data.users.listing)
@@ -288,22 +291,19 @@ class Platform:
             }
         pays = joined.blend.weights != alone.blend.weights
         blend = Blend(parts=parts, weights=joined.blend.weights)
+        # Only now: a failure before this leaves in service what was.
+        if known is None:
+            state.models.save_alone(alone, digest, data.users_digest)
         state.models.save_joined(blend, "joined" if pays else "alone")
         state.finish_training()
 
-    def _alone(
-        self, model: NcfConfig, data: PlatformData, state: PlatformState, seed: int
-    ) -> Adapted:
-        """The best without anybody else; fitted again only where something changed."""
-        max_epochs = self._config.adaptation.max_epochs
-        digest = fitted_to(data, model, max_epochs=max_epochs, seed=seed)
-        alone = state.models.load_alone(digest)
-        if alone is None:
-            alone = fit_alone(
-                data.users.matrix, data.folds, model, max_epochs=max_epochs, seed=seed
-            )
-            state.models.save_alone(alone, digest)
-        return alone
+    def _fitted_before(self, state: PlatformState, digest: str) -> Adapted | None:
+        """The best without anybody else, if nothing that it depends on has changed."""
+        try:
+            return state.models.load_alone(digest)
+        except StateError as error:
+            log.warning("%s: %s It is fitted again.", self.name, error)
+            return None
 
     def _check_training(self, request: TrainRequest, shared: Arrays) -> Arrays:
         """Hold a request for a round against the platform's own configuration.

@@ -107,9 +107,8 @@ def adapted(monkeypatch: pytest.MonkeyPatch) -> dict[str, PairSum]:
 
 
 def exact_pairs(name: str, pairs: PairSum) -> np.ndarray:
-    data = load_platform_data(CONFIGS[name])
-    everything = data.users.matrix + data.validation
-    return pair_sum(on_items(everything, data.users.listing, pairs.items), pairs.weights)
+    users = load_platform_data(CONFIGS[name]).users
+    return pair_sum(on_items(users.matrix, users.listing, pairs.items), pairs.weights)
 
 
 @pytest.mark.parametrize("rounds", [0, 2])
@@ -130,9 +129,13 @@ def test_each_platform_ends_with_what_the_other_ones_users_do(
         else:
             assert 0.8 * own_std < noise.std() < 1.2 * own_std
         state = PlatformState(CONFIGS[name].state.folder, keep_releases=1)
-        assert state.served() is not None
-        assert (state.load_model("shared") is None) == (rounds == 0)
+        models = state.models.load(load_platform_data(CONFIGS[name]).users_digest)
+        assert state.models.served() is not None
         state.close()
+        assert models is not None
+        added = {"pairs", "ncf_items", "shared"} if rounds else {"pairs"}
+        assert models.parts.keys() - models.alone.parts.keys() <= added
+        assert ("shared" in models.parts) == (rounds > 0)
         ledger = Ledger(CONFIGS[name].state.folder / LEDGER_FILE, read_only=True)
         charged = [spend.request_id for spend in ledger.account().spends]
         ledger.close()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from client.adaptation import Adapted
 from client.config import (
     AdaptationSection,
     CatalogueSection,
@@ -21,15 +22,20 @@ from client.config import (
     SimulationSection,
     StateSection,
 )
+from client.parts import Blend, ItemScores
 from common.data.catalogue import read_catalogue
 from common.messages import AdoptRequest, SumRequest, TrainRequest
 from common.models.ncf import NcfConfig, initialise
+from common.models.popularity import popularity_scores
 from common.privacy.ledger import LEDGER_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from scipy.sparse import csr_matrix
+
+    from client.validation import Fold
     from common.models.partition import Arrays, SumQuantity
     from common.privacy.account import EntryKind
 
@@ -127,6 +133,24 @@ def adopt_request(config: PlatformConfig, **changes: Any) -> AdoptRequest:  # no
         noise_std=0.0,
     )
     return replace(request, **changes)
+
+
+def fit_quickly(
+    interactions: csr_matrix, folds: Sequence[Fold], *_: object, **__: object
+) -> Adapted:
+    """Stands in for :func:`client.adaptation.fit_alone`, with popularity only."""
+
+    def scores(history: csr_matrix) -> np.ndarray:
+        counted: np.ndarray = np.log1p(popularity_scores(history))
+        return counted
+
+    return Adapted(
+        blend=Blend(
+            parts={"popularity": ItemScores(values=scores(interactions))},
+            weights={"popularity": 1.0},
+        ),
+        scores=tuple(np.tile(scores(fold.history), (len(fold.users), 1)) for fold in folds),
+    )
 
 
 def catalogue_digest(config: PlatformConfig) -> str:

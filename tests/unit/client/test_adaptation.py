@@ -254,13 +254,6 @@ def test_the_same_arguments_give_the_same_bits_and_stay_as_they_were() -> None:
     assert "pairs" not in adapted.blend.parts
 
 
-def test_it_says_which_part_it_fits() -> None:
-    place = shop(0, num_users=20)
-    told: list[str] = []
-    fit_alone(place.interactions, place.folds, CONFIG, max_epochs=1, seed=0, on_part=told.append)
-    assert told == NAMES
-
-
 @pytest.mark.parametrize(("most", "name"), [(MAX_ITEMS, "ease"), (10, "item_knn")])
 def test_without_validation_users_a_linear_model_serves_alone(
     most: int, name: str, monkeypatch: pytest.MonkeyPatch

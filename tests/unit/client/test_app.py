@@ -21,6 +21,7 @@ from tests.unit.client.homes import (
     adopt_request,
     asked_arrays,
     durable_rows,
+    fit_quickly,
     move_in,
     shared_arrays,
     sum_request,
@@ -40,6 +41,11 @@ def config(tmp_path: Path) -> PlatformConfig:
     config = move_in(tmp_path)
     write_durably(tmp_path / "platform.toml", dump_config(config).encode())
     return config
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.platform.fit_alone", fit_quickly)
 
 
 def ask(folder: Path, content: RecordDict, kind: str) -> Message:
@@ -138,7 +144,8 @@ PLANTED: dict[str, tuple[str, str]] = {
     "summing": ("client.platform.pair_sum", SUM),
     "encoding-a-sum": ("client.app.encode", SUM),
     "declining": ("client.platform.Platform._declined", TRAIN),
-    "adapting": ("client.platform.fit_personal_model", ADOPT),
+    "adapting": ("client.platform.fit_alone", ADOPT),
+    "joining": ("client.platform.join", ADOPT),
 }
 
 

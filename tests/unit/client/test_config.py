@@ -141,10 +141,18 @@ def test_the_last_release_must_be_kept_for_a_repeated_request(keep: int) -> None
 
 @pytest.mark.parametrize("changes", [{"max_epochs": 0}, {"validation_users": -1}])
 def test_adaptation_that_fails_only_after_training_is_refused_at_once(
-    changes: dict[str, int],
+    changes: dict[str, Any],
 ) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         AdaptationSection(**changes)
+
+
+def test_a_platform_fits_models_unless_its_file_says_otherwise(tmp_path: Path) -> None:
+    assert load(tmp_path, PLATFORM_TOML).adaptation == AdaptationSection(
+        enabled=True, max_epochs=40, validation_users=1500
+    )
+    text = PLATFORM_TOML + "[adaptation]\nenabled = false\nvalidation_users = 0\n"
+    assert load(tmp_path, text).adaptation == AdaptationSection(enabled=False, validation_users=0)
 
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,45 +25,113 @@ def config(tmp_path: Path) -> PlatformConfig:
     return move_in(tmp_path)
 
 
-def rows(data: PlatformData) -> dict[str, tuple[set[int], set[int]]]:
-    """What each user keeps and what she gives up, by her id."""
+def validating(config: PlatformConfig, users: int, population: int = NUM_USERS) -> PlatformConfig:
+    return replace(
+        config,
+        adaptation=replace(config.adaptation, validation_users=users),
+        platform=replace(config.platform, population=population),
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the data say of one user: items, by their columns."""
+
+    bought: set[int]
+    kept: list[set[int]]
+    """Fold by fold."""
+    held_out: list[set[int]]
+
+
+def rows(data: PlatformData) -> dict[str, Rows]:
     return {
-        user: (set(data.users.matrix[row].indices), set(data.validation[row].indices))
+        user: Rows(
+            bought=set(data.users.matrix[row].indices),
+            kept=[set(fold.history[row].indices) for fold in data.folds],
+            held_out=[set(fold.held_out[row].indices) for fold in data.folds],
+        )
         for row, user in enumerate(data.users.user_ids)
     }
 
 
-def test_a_user_who_comes_or_goes_changes_no_other_users_row(config: PlatformConfig) -> None:
-    # The sensitivity of a sum over users needs it.
+@pytest.mark.parametrize("wanted", [NUM_USERS // 2, 3 * NUM_USERS])
+def test_a_user_who_comes_or_goes_changes_no_other_users_row(
+    config: PlatformConfig, wanted: int
+) -> None:
+    # The sensitivity of a sum over users needs it, and that of a round.
+    config = validating(config, wanted)
     everyone = rows(load_platform_data(config))
-    assert any(held_out for _, held_out in everyone.values())
-    for users in (range(1, NUM_USERS), range(NUM_USERS + 3)):
+    assert any(row.held_out[0] for row in everyone.values())
+    for users in (range(1, NUM_USERS), range(NUM_USERS + 3), [7]):
         write_users(config.data.source, users)
         others = rows(load_platform_data(config))
+        assert len(others) == len(users)
         for user in everyone.keys() & others.keys():
             assert others[user] == everyone[user]
 
 
-def test_validation_users_give_up_one_interaction_that_is_no_longer_trained_on(
-    config: PlatformConfig,
+@pytest.mark.parametrize("wanted", [NUM_USERS // 2, 3 * NUM_USERS])
+def test_a_user_gives_up_another_interaction_in_each_fold_and_keeps_the_rest(
+    config: PlatformConfig, wanted: int
 ) -> None:
-    some = replace(config, adaptation=replace(config.adaptation, validation_users=NUM_USERS // 2))
-    given_up = 0
-    for kept, held_out in rows(load_platform_data(some)).values():
-        assert not kept & held_out
-        assert len(kept) + len(held_out) == 5
-        given_up += len(held_out)
-    assert 0 < given_up < NUM_USERS
+    config = validating(config, wanted)
+    found = rows(load_platform_data(config))
+    for row in found.values():
+        assert len(row.bought) == 5
+        for kept, held_out in zip(row.kept, row.held_out, strict=True):
+            assert kept | held_out == row.bought
+            assert not kept & held_out
+            assert len(held_out) <= 1
+        given_up = set.union(*row.held_out)
+        assert len(given_up) == sum(map(len, row.held_out))
+        assert len(given_up) in (0, len(row.held_out)), "the same users validate in each fold"
+    asked = sum(bool(row.held_out[0]) for row in found.values())
+    assert asked == NUM_USERS if wanted > NUM_USERS else 0 < asked < NUM_USERS
+
+
+@pytest.mark.parametrize(
+    ("wanted", "population", "num_folds"),
+    [
+        (0, NUM_USERS, 1),
+        (NUM_USERS // 2, NUM_USERS, 1),
+        (NUM_USERS, NUM_USERS, 1),
+        (NUM_USERS + 1, NUM_USERS, 2),
+        (3 * NUM_USERS, NUM_USERS, 3),
+        (5 * NUM_USERS, NUM_USERS, 5),
+        (1500, NUM_USERS, 5),
+        (3 * NUM_USERS, 10 * NUM_USERS, 1),  # the public size counts, not the true one
+    ],
+)
+def test_there_are_as_many_folds_as_it_takes_for_the_wanted_judgements(
+    config: PlatformConfig, wanted: int, population: int, num_folds: int
+) -> None:
+    data = load_platform_data(validating(config, wanted, population))
+    assert len(data.folds) == num_folds
+    if wanted == 0:
+        assert data.folds[0].held_out.nnz == 0
+        assert (data.folds[0].history != data.users.matrix).nnz == 0
+
+
+def test_who_has_too_few_interactions_is_never_asked(config: PlatformConfig) -> None:
+    """Nobody is left with fewer than two, or asked for an interaction that she does not have."""
+    lines = [f"u{size},i{item:02d},{item}" for size in range(1, 8) for item in range(size)]
+    text = "\n".join(["user_id,item_id,timestamp", *lines])
+    config.data.source.write_text(text, encoding="utf-8")
+    found = rows(load_platform_data(config))
+    for size in range(1, 8):
+        row = found[f"u{size}"]
+        latest = [{item} for item in reversed(range(size))]
+        expected = latest[:5] if size >= 3 else []
+        assert row.held_out == expected + [set()] * (5 - len(expected))
+        assert row.bought == set(range(size))
 
 
 def test_the_share_of_validation_users_follows_the_public_size_not_the_count(
     config: PlatformConfig,
 ) -> None:
-    # A platform that declares ten times its users validates on about a tenth of them.
-    half = replace(config.adaptation, validation_users=NUM_USERS)
-    declared = replace(config.platform, population=1000 * NUM_USERS)
-    data = load_platform_data(replace(config, adaptation=half, platform=declared))
-    assert data.validation.nnz < NUM_USERS / 4
+    # A platform that declares a thousand times its users validates on hardly any of them.
+    data = load_platform_data(validating(config, NUM_USERS, 1000 * NUM_USERS))
+    assert data.folds[0].held_out.nnz < NUM_USERS / 4
 
 
 def test_items_that_the_catalogue_does_not_list_here_are_left_out(config: PlatformConfig) -> None:

@@ -17,7 +17,12 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.common.serde import recorddict_to_proto
 
 import client.platform
+from client import model_files
+from client.adaptation import Adapted, fit_alone
+from client.config import SimulationSection
 from client.data import load_platform_data
+from client.parts import Blend, ItemScores
+from client.personal_ncf import PersonalNcf
 from client.platform import Platform
 from client.state import STOPPED_FILE, PlatformState
 from client.trainer import train_round
@@ -48,9 +53,11 @@ from tests.unit.client.homes import (
     declined,
     durable_entries,
     durable_rows,
+    fit_quickly,
     move_in,
     shared_arrays,
     train_request,
+    write_catalogue_file,
     write_users,
 )
 
@@ -60,6 +67,7 @@ if TYPE_CHECKING:
 
     from client.config import PlatformConfig
     from client.data import PlatformData
+    from client.model_files import PlatformModels, ServedName
     from client.user_vectors import UserVectors
     from common.messages import Reply
     from common.models.partition import Arrays
@@ -70,6 +78,11 @@ SECRET = "u007-alice@example.org"  # noqa: S105 - a user id
 @pytest.fixture
 def config(tmp_path: Path) -> PlatformConfig:
     return move_in(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.platform, "fit_alone", fit_quickly)
 
 
 @pytest.fixture
@@ -450,21 +463,41 @@ def test_no_text_of_an_internal_error_is_in_the_encoded_reply(
     assert b"failed: the cause is in the platform's own log." in sent
 
 
-@pytest.mark.parametrize("name", ["load_platform_data", "fit_user_vectors", "fit_personal_model"])
-def test_a_failed_adoption_looks_like_any_other_from_outside(
+ADAPTING: dict[str, tuple[Any, str]] = {
+    "loading": (client.platform, "load_platform_data"),
+    "fitting alone": (client.platform, "fit_alone"),
+    "comparing items": (client.platform, "similarity_of_vectors"),
+    "joining": (client.platform, "join"),
+    "loading vectors": (PlatformState, "load_vectors"),
+    "fitting vectors": (client.platform, "fit_user_vectors"),
+}
+
+
+@pytest.mark.parametrize("where", ADAPTING)
+def test_a_failed_adoption_looks_like_any_other_from_outside_and_leaves_what_was_served(
     config: PlatformConfig,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    name: str,
+    where: str,
 ) -> None:
-    undisturbed = Platform(config).adopt(adopt_request(config), shared_arrays())
-    monkeypatch.setattr(client.platform, name, fail)
-    reply = Platform(config).adopt(adopt_request(config), shared_arrays())
+    with monkeypatch.context() as patch:
+        patch.setattr(client.platform, "join", join_gladly)
+        undisturbed = Platform(config).adopt(adopt_request(config), shared_arrays())
+    before = model_folder(config)
+    assert served(config) == "joined"
+    write_users(config.data.source, range(NUM_USERS + 1))  # so that all is fitted again
+    with monkeypatch.context() as patch:
+        patch.setattr(*ADAPTING[where], fail)
+        reply = Platform(config).adopt(adopt_request(config), shared_arrays(seed=1))
     assert SECRET in caplog.text
     # Whether the fitting succeeded is nobody else's business.
     assert reply == undisturbed
     sent = recorddict_to_proto(encode(reply)).SerializeToString()
     assert SECRET.encode() not in sent
+    assert model_folder(config) == before
+    assert served(config) == "joined"
+    Platform(config).adopt(adopt_request(config), shared_arrays(seed=1))
+    assert model_folder(config) != before, "the next one succeeds"
 
 
 # --- What leaves --------------------------------------------------------------------------------
@@ -561,7 +594,9 @@ def test_when_users_come_or_go_those_who_stay_keep_their_vectors(
     assert third == [steps + 2.0 for steps in second]
     reply = Platform(config).adopt(adopt_request(config), shared_arrays())
     assert reply.outcome == "adopted"
-    assert (config.state.folder / "model/joined.safetensors").exists()
+    found = models(config).parts["shared"]
+    assert isinstance(found, PersonalNcf)
+    assert len(found.user_vectors) == len(users)
 
 
 # --- Adopting -----------------------------------------------------------------------------------
@@ -580,36 +615,300 @@ def test_adopting_writes_the_models_and_neither_releases_nor_spends(
     assert (reply.run_id, reply.round_number, reply.reason) == ("spring", 0, "")
     assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == before
     assert sorted(config.state.folder.glob("releases/*")) == files
-    data = load_platform_data(config)
-    state = PlatformState(config.state.folder, keep_releases=3)
-    for name in ("shared", "alone", "joined"):
-        model = state.load_model(name, data.users_digest)
-        assert model is not None
-        assert model.user_vectors.shape == (data.users.num_users, MODEL.user_dim)
-        assert model.items["items.weight"].shape == (NUM_LISTED, MODEL.dim)
-    shared = state.load_model("shared")
-    state.close()
-    assert shared is not None
+    assert not (config.state.folder / "training.txt").exists()
+    found = models(config)
+    assert found.joined is not None
+    shared = found.parts["shared"]
+    assert isinstance(shared, PersonalNcf)
+    assert shared.user_vectors.shape == (NUM_USERS, MODEL.user_dim)
     for name, array in shared.items.items():
         np.testing.assert_array_equal(array, shared_arrays()[name][:NUM_LISTED])
+    assert served(config) == ("alone" if found.joined.weights == found.alone.weights else "joined")
 
 
-def test_adopting_again_gives_the_same_models(config: PlatformConfig) -> None:
+def model_folder(config: PlatformConfig) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in config.state.folder.glob("model/*")}
+
+
+def models(config: PlatformConfig) -> PlatformModels:
+    state = PlatformState(config.state.folder, keep_releases=3)
+    found = state.models.load(load_platform_data(config).users_digest)
+    state.close()
+    assert found is not None
+    return found
+
+
+def served(config: PlatformConfig) -> ServedName | None:
+    state = PlatformState(config.state.folder, keep_releases=3)
+    name = state.models.served()
+    state.close()
+    return name
+
+
+def join_gladly(alone: Adapted, federated: Any, *_: object) -> Adapted:  # noqa: ANN401
+    """Stands in for :func:`client.adaptation.join`: whatever comes is served."""
+    values = ItemScores(values=np.ones(NUM_LISTED, dtype=np.float32))
+    blend = Blend(
+        parts={**alone.blend.parts, **dict.fromkeys(federated, values)},
+        weights={**alone.blend.weights, **dict.fromkeys(federated, 0.5)},
+    )
+    return Adapted(blend=blend, scores=alone.scores)
+
+
+@pytest.mark.parametrize("fit", [fit_quickly, fit_alone])
+def test_adopting_again_gives_the_same_models_fitted_again_or_not(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch, fit: Callable[..., Adapted]
+) -> None:
+    monkeypatch.setattr(client.platform, "fit_alone", fit)
+    config = replace(config, adaptation=replace(config.adaptation, validation_users=NUM_USERS))
     released(config)
 
     def adopt() -> dict[str, bytes]:
         assert Platform(config).adopt(adopt_request(config), shared_arrays()).outcome == "adopted"
-        return {path.name: path.read_bytes() for path in config.state.folder.glob("model/*")}
+        return model_folder(config)
 
-    assert adopt() == adopt()
+    before = adopt()
+    assert adopt() == before
+    shutil.rmtree(config.state.folder / "model")
+    assert adopt() == before
 
 
-def test_going_alone_depends_on_nothing_that_others_sent(config: PlatformConfig) -> None:
+def test_going_alone_depends_on_nothing_that_others_sent(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def watch(interactions: Any, folds: Any, *arguments: Any, **named: Any) -> Adapted:  # noqa: ANN401
+        given.append((id(interactions), id(folds), arguments, named))
+        return fit_quickly(interactions, folds)
+
     def alone(seed: int) -> bytes:
         Platform(config).adopt(adopt_request(config), shared_arrays(seed=seed))
-        return (config.state.folder / "model/alone.safetensors").read_bytes()
+        content = model_folder(config)["local.safetensors"]
+        shutil.rmtree(config.state.folder / "model")
+        return content
 
+    monkeypatch.setattr(client.platform, "fit_alone", watch)
     assert alone(0) == alone(1)
+    data = load_platform_data(config)
+    assert given[0] == given[1]
+    assert given[0][:3] == (id(data.users.matrix), id(data.folds), (MODEL,))
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_the_gate_decides_what_is_served(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch, *, is_joined: bool
+) -> None:
+    def refuse(alone: Adapted, federated: Any, *_: object) -> Adapted:  # noqa: ANN401
+        found = join_gladly(alone, federated)
+        return replace(found, blend=replace(found.blend, weights=alone.blend.weights))
+
+    monkeypatch.setattr(client.platform, "join", join_gladly if is_joined else refuse)
+    Platform(config).adopt(adopt_request(config), shared_arrays())
+    assert served(config) == ("joined" if is_joined else "alone")
+    found = models(config)
+    assert found.joined is not None
+    assert found.parts.keys() == {"popularity", "ncf_items", "shared"}
+    assert ("ncf_items" in found.joined.weights) == is_joined
+    assert "shared" not in found.joined.weights
+
+
+def test_what_rounds_brought_is_judged_on_the_first_fold_only(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The rounds have seen what the other folds give up.
+    data = load_platform_data(config)
+    seen: list[tuple[list[str], bool, list[int]]] = []
+
+    def watch(alone: Adapted, federated: Any, interactions: Any, folds: Any) -> Adapted:  # noqa: ANN401
+        is_all = (interactions != data.users.matrix).nnz == 0
+        seen.append((list(federated), is_all, [data.folds.index(fold) for fold in folds]))
+        return alone
+
+    monkeypatch.setattr(client.platform, "join", watch)
+    Platform(config).adopt(adopt_request(config), shared_arrays())
+    assert seen == [(["ncf_items"], True, [0])]
+    assert len(data.folds) == 5
+
+
+def test_a_round_never_sees_what_the_first_fold_gives_up(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    real = train_round
+
+    def watch(model: Any, shared: Any, vectors: Any, history: Any, *rest: Any, **more: Any) -> Any:  # noqa: ANN401
+        seen.append(history)
+        return real(model, shared, vectors, history, *rest, **more)
+
+    monkeypatch.setattr(client.platform, "train_round", watch)
+    released(config)
+    data = load_platform_data(config)
+    (history,) = seen
+    assert data.folds[0].held_out.nnz == NUM_USERS
+    assert history.multiply(data.folds[0].held_out).nnz == 0
+    assert (history + data.folds[0].held_out != data.users.matrix).nnz == 0
+
+
+# --- Fitted alone once --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The interactions of each time that models were fitted alone."""
+    seen: list[Any] = []
+
+    def watch(interactions: Any, *arguments: Any, **named: Any) -> Adapted:  # noqa: ANN401
+        seen.append(interactions)
+        return fit_quickly(interactions, *arguments, **named)
+
+    monkeypatch.setattr(client.platform, "fit_alone", watch)
+    return seen
+
+
+def adopt(config: PlatformConfig, seed: int = 0, **changes: Any) -> None:  # noqa: ANN401
+    reply = Platform(config).adopt(adopt_request(config, **changes), shared_arrays(seed=seed))
+    assert reply.outcome == "adopted"
+
+
+def test_what_changes_nothing_alone_is_not_fitted_again(
+    config: PlatformConfig, fits: list[Any]
+) -> None:
+    adopt(config)
+    alone = model_folder(config)["local.safetensors"]
+    adopt(config, run_id="autumn")
+    adopt(config, rounds_done=7)
+    adopt(config, seed=1)
+    adopt(replace(config, privacy=replace(config.privacy, epsilon=1.0)))
+    adopt(replace(config, state=replace(config.state, keep_releases=1)))
+    released(config)
+    adopt(config)
+    text = config.data.source.read_text(encoding="utf-8")
+    header, *lines = text.splitlines()
+    config.data.source.write_text("\n".join([header, *reversed(lines)]), encoding="utf-8")
+    adopt(config)
+    assert len(fits) == 1
+    assert model_folder(config)["local.safetensors"] == alone
+    (interactions,) = fits
+    assert (interactions != load_platform_data(config).users.matrix).nnz == 0
+
+
+def newer_algorithm(_: PlatformConfig, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model_files, "_ALGORITHM", "0")
+
+
+def sold_more(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
+    with config.data.source.open("a", encoding="utf-8") as file:
+        unbought = next(k for k in range(NUM_LISTED) if not bought(config, f"u000,i{k:02d},"))
+        file.write(f"u000,i{unbought:02d},999\n")
+
+
+def bought(config: PlatformConfig, line: str) -> bool:
+    return line in config.data.source.read_text(encoding="utf-8")
+
+
+def user_left(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
+    write_users(config.data.source, range(1, NUM_USERS))
+
+
+def user_renamed(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
+    text = config.data.source.read_text(encoding="utf-8")
+    config.data.source.write_text(text.replace("u019,", "u0190,"), encoding="utf-8")
+
+
+def damaged(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
+    path = config.state.folder / "model/local.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+HAPPENED = {
+    "newer algorithm": newer_algorithm,
+    "sold more": sold_more,
+    "user left": user_left,
+    "user renamed": user_renamed,
+    "damaged": damaged,
+}
+
+
+@pytest.mark.parametrize("what", HAPPENED)
+def test_what_has_changed_is_fitted_again(
+    config: PlatformConfig, fits: list[Any], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    adopt(config)
+    HAPPENED[what](config, monkeypatch)
+    adopt(config)
+    adopt(config)
+    assert len(fits) == 2
+    assert models(config).joined is not None
+
+
+SETTINGS: dict[str, Callable[[PlatformConfig], PlatformConfig]] = {
+    "folds": lambda config: replace(
+        config, adaptation=replace(config.adaptation, validation_users=NUM_USERS)
+    ),
+    "population": lambda config: replace(config, platform=replace(config.platform, population=500)),
+    "max_epochs": lambda config: replace(
+        config, adaptation=replace(config.adaptation, max_epochs=3)
+    ),
+    "seed": lambda config: replace(config, simulation=SimulationSection(seed=4)),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_other_settings_are_fitted_again(
+    config: PlatformConfig, fits: list[Any], what: str
+) -> None:
+    adopt(config)
+    adopt(SETTINGS[what](config))
+    adopt(SETTINGS[what](config))
+    assert len(fits) == 2
+
+
+def test_another_model_is_fitted_again(config: PlatformConfig, fits: list[Any]) -> None:
+    adopt(config)
+    adopt(config, model=replace(MODEL, loss="bce"))
+    assert len(fits) == 2
+
+
+def test_an_item_that_nobody_bought_yet_is_fitted_again(
+    config: PlatformConfig, fits: list[Any]
+) -> None:
+    """The models that are stored have no score for it."""
+    with config.catalogue.file.open("a", encoding="utf-8") as file:
+        file.write(f"i{NUM_ITEMS - 1:02d},{NAME}\n")
+    adopt(config)
+    write_catalogue_file(config.catalogue.file)
+    adopt(config)
+    assert [interactions.shape[1] for interactions in fits] == [NUM_LISTED + 1, NUM_LISTED]
+
+
+# --- Without adaptation -------------------------------------------------------------------------
+
+
+def test_a_platform_that_does_not_adapt_fits_nothing_and_keeps_what_it_serves(
+    config: PlatformConfig, fits: list[Any], request: pytest.FixtureRequest
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.platform, "join", join_gladly)
+        adopt(config)
+    before = model_folder(config)
+    still = replace(config, adaptation=replace(config.adaptation, enabled=False))
+    request.getfixturevalue("data_is_locked")
+    adopt(still, seed=1)
+    assert len(fits) == 1
+    assert model_folder(still) == before
+    assert served(still) == "joined"
+    assert not (config.state.folder / "training.txt").exists()
+
+
+def test_a_platform_that_never_adapts_has_no_models(
+    config: PlatformConfig, data_is_locked: None
+) -> None:
+    del data_is_locked
+    still = replace(config, adaptation=replace(config.adaptation, enabled=False))
+    adopt(still)
+    assert model_folder(still) == {}
+    assert served(still) is None
 
 
 def test_training_never_reads_what_adopting_wrote(config: PlatformConfig, tmp_path: Path) -> None:

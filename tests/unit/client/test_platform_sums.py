@@ -13,6 +13,9 @@ import pytest
 from flwr.app import ConfigRecord
 
 import client.platform
+from client.adaptation import Adapted
+from client.data import load_platform_data
+from client.parts import Blend, ItemWeights
 from client.platform import Platform
 from client.state import STOPPED_FILE, PlatformState
 from common.errors import RequestRefused
@@ -25,11 +28,13 @@ from tests.harm import TAMPERING
 from tests.laws import check_gaussian, check_uncorrelated
 from tests.unit.client.homes import (
     NUM_ITEMS,
+    NUM_LISTED,
     adopt_request,
     asked_arrays,
     declined,
     durable_entries,
     durable_rows,
+    fit_quickly,
     move_in,
     shared_arrays,
     sum_request,
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from client.config import PlatformConfig
+    from client.model_files import PlatformModels, ServedName
     from common.messages import Reply
     from common.models.pairs import PairSum
     from common.models.partition import Arrays, SumQuantity
@@ -55,6 +61,11 @@ SECRET = "u007-alice@example.org"  # noqa: S105 - a user id
 @pytest.fixture
 def config(tmp_path: Path) -> PlatformConfig:
     return move_in(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.platform, "fit_alone", fit_quickly)
 
 
 @pytest.fixture
@@ -615,17 +626,113 @@ def test_a_sum_that_its_own_release_is_no_part_of_by_size_is_not_used(
     assert "not of the items that this platform was asked for" in caplog.text
 
 
-def test_after_a_run_without_rounds_the_model_alone_is_fitted_and_served(
-    config: PlatformConfig,
-) -> None:
-    reply = adopt(config, handed(OTHERS, with_rounds=False), rounds_done=0)
-    assert reply.outcome == "adopted"
+def kept(config: PlatformConfig) -> tuple[ServedName | None, PlatformModels]:
+    """What the platform serves, and all that it has."""
     state = PlatformState(config.state.folder, keep_releases=3)
-    assert state.served() == "alone"
-    assert state.load_model("alone") is not None
-    assert (state.load_model("shared"), state.load_model("joined")) == (None, None)
+    found = state.models.load(load_platform_data(config).users_digest)
+    name = state.models.served()
     state.close()
+    assert found is not None
     assert not (config.state.folder / "training.txt").exists()
+    return name, found
+
+
+@pytest.mark.parametrize("with_rounds", [True, False])
+def test_what_others_pairs_say_and_what_rounds_brought_are_parts_of_their_own(
+    config: PlatformConfig, *, with_rounds: bool
+) -> None:
+    adopt(config, handed(OTHERS, with_rounds=with_rounds), rounds_done=int(with_rounds))
+    _, found = kept(config)
+    assert found.alone.parts.keys() == {"popularity"}
+    added = {"pairs", "ncf_items", "shared"} if with_rounds else {"pairs"}
+    assert found.parts.keys() == {"popularity"} | added
+    pairs = found.parts["pairs"]
+    assert isinstance(pairs, ItemWeights)
+    assert pairs.weights.shape == (NUM_LISTED, NUM_LISTED)
+    assert pairs.weights.nnz > 0
+
+
+def test_pairs_are_judged_on_every_fold_and_rounds_on_the_first(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[str], int]] = []
+
+    def watch(alone: Adapted, federated: Any, _: object, folds: Any) -> Adapted:  # noqa: ANN401
+        seen.append((list(federated), len(folds)))
+        return alone
+
+    monkeypatch.setattr(client.platform, "join", watch)
+    adopt(config, handed(OTHERS))
+    assert seen == [(["pairs"], 5), (["ncf_items"], 1)]
+
+
+def join_gladly(alone: Adapted, federated: Any, *_: object) -> Adapted:  # noqa: ANN401
+    """Stands in for :func:`client.adaptation.join`: whatever comes is served."""
+    parts = {name: ItemWeights(weights=weights) for name, weights in federated.items()}
+    blend = Blend(
+        parts={**alone.blend.parts, **parts},
+        weights={**alone.blend.weights, **dict.fromkeys(parts, 0.5)},
+    )
+    return Adapted(blend=blend, scores=alone.scores)
+
+
+def test_after_a_run_that_brought_nothing_a_platform_serves_alone(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier run brought is not served on: its sum has the platform's own part in it."""
+    monkeypatch.setattr(client.platform, "join", join_gladly)
+    adopt(config, handed(OTHERS))
+    name, found = kept(config)
+    assert name == "joined"
+    assert found.parts.keys() == {"popularity", "pairs", "ncf_items", "shared"}
+    own = released(config, run_id="autumn")["sum"]
+    arrays = handed(own, with_rounds=False)
+    adopt(config, arrays, run_id="autumn", rounds_done=0, num_sums=1)
+    name, found = kept(config)
+    assert name == "alone"
+    assert found.parts.keys() == {"popularity"}
+    assert found.joined is not None
+    assert found.joined.weights == found.alone.weights
+
+
+def test_other_pairs_are_joined_again_and_nothing_is_fitted_alone(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[object] = []
+
+    def watch(*arguments: Any, **named: Any) -> Adapted:  # noqa: ANN401
+        fits.append(arguments)
+        return fit_quickly(*arguments, **named)
+
+    monkeypatch.setattr(client.platform, "fit_alone", watch)
+    found = []
+    for total, noise_std in ((OTHERS, 10.0), (OTHERS[::-1], 10.0), (OTHERS, 1.0)):
+        adopt(config, handed(total), noise_std=noise_std)
+        pairs = kept(config)[1].parts["pairs"]
+        assert isinstance(pairs, ItemWeights)
+        found.append(pairs.weights.toarray())
+    assert len(fits) == 1
+    assert not np.allclose(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+
+
+@pytest.mark.parametrize("where", ["similarity_of_pairs", "join"])
+def test_a_failure_with_others_pairs_leaves_what_was_served(
+    config: PlatformConfig, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(client.platform, "join", join_gladly)
+        adopt(config, handed(OTHERS))
+    before = {path.name: path.read_bytes() for path in config.state.folder.glob("model/*")}
+    with config.data.source.open("a", encoding="utf-8") as file:
+        file.write("u999,i00,1\n")
+
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError
+
+    monkeypatch.setattr(client.platform, where, fail)
+    adopt(config, handed(OTHERS))
+    assert before == {p.name: p.read_bytes() for p in config.state.folder.glob("model/*")}
 
 
 def handed_with(**arrays: Any) -> Arrays:  # noqa: ANN401

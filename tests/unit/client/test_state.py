@@ -10,25 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from client.adaptation import PersonalModel
+from client.adaptation import Adapted
+from client.parts import Blend, ItemScores
 from client.state import STOPPED_FILE, PlatformState
 from client.user_vectors import UserVectors
 from common.errors import RequestRefused, StateError
-from common.models.ncf import NcfConfig
 from common.privacy.account import Budget, Spend
 from common.privacy.ledger import LEDGER_FILE
 from common.privacy.mechanisms import SampledGaussian
-from common.storage import pack_arrays
+from common.storage import pack_arrays, write_durably
 from tests.harm import TAMPERING, fill, in_processes, read_only, small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from client.state import ServedName
     from common.models.partition import Arrays
 
-DIGEST = "a" * 64
 USERS = ("ada", "ben", "cem", "dan", "eva")
 
 
@@ -288,43 +286,39 @@ def test_a_second_release_for_one_request_is_refused(state: PlatformState) -> No
         state.store_release("spring/1/north", arrays(2), vectors(2), USERS)
 
 
-def model() -> PersonalModel:
-    return PersonalModel(
-        config=NcfConfig(kind="neumf", loss="bce", dim=2, hidden=(4,)),
-        items={"items.weight": np.ones((3, 2), np.float32), "items.bias": np.zeros(3, np.float32)},
-        user_vectors=np.arange(20, dtype=np.float32).reshape(5, 4),
-        validation_ndcg=0.25,
-        epochs=8,
-    )
+def test_models_are_kept_in_a_folder_of_their_own_and_survive_a_restart(tmp_path: Path) -> None:
+    first = PlatformState(tmp_path, keep_releases=3)
+    blend = Blend(parts={"own": ItemScores(values=np.ones(3, np.float32))}, weights={"own": 2.0})
+    first.models.save_alone(Adapted(blend=blend, scores=()), "digest", "users")
+    first.models.save_joined(blend, "alone")
+    first.close()
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "local.safetensors",
+        "federated.safetensors",
+        "served.txt",
+    }
+    second = PlatformState(tmp_path, keep_releases=3)
+    models = second.models.load("users")
+    assert models is not None
+    assert models.alone.weights == {"own": 2.0}
+    assert second.models.served() == "alone"
+    second.close()
 
 
-def test_a_model_comes_back_and_only_for_its_users(state: PlatformState) -> None:
-    assert state.load_model("alone") is None
-    state.save_model("alone", model(), DIGEST)
-    back = state.load_model("alone", DIGEST)
-    assert back is not None
-    assert back.config == model().config
-    assert (back.validation_ndcg, back.epochs) == (0.25, 8)
-    assert pack_arrays(back.items, {}) == pack_arrays(model().items, {})
-    np.testing.assert_array_equal(back.user_vectors, model().user_vectors)
-    assert state.load_model("alone", "b" * 64) is None
-    assert state.load_model("joined", DIGEST) is None
+@pytest.mark.parametrize("kind", ["releases", "private", "model"])
+def test_each_trace_of_a_release_shows_that_the_ledger_is_lost(tmp_path: Path, kind: str) -> None:
+    (tmp_path / kind).mkdir()
+    with pytest.raises(StateError, match="forgotten budget"):
+        PlatformState(tmp_path, keep_releases=3)
 
 
-@pytest.mark.parametrize("name", ["alone", "joined"])
-def test_which_model_is_served_comes_back(state: PlatformState, name: ServedName) -> None:
-    assert state.served() is None
-    state.save_served(name)
-    assert state.served() == name
-
-
-def test_a_record_of_what_is_served_that_names_nothing_is_an_error(
-    state: PlatformState, tmp_path: Path
-) -> None:
-    state.save_served("joined")
-    (tmp_path / "state/model/served.txt").write_bytes(b"join\xff")
-    with pytest.raises(StateError, match=r"served\.txt"):
-        state.served()
+@pytest.mark.parametrize("kind", ["releases", "private", "model"])
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path, kind: str) -> None:
+    PlatformState(tmp_path, keep_releases=3).close()
+    draft = tmp_path / kind / "local.safetensors.7-7.part"
+    write_durably(draft, b"vectors of users")
+    PlatformState(tmp_path, keep_releases=3).close()
+    assert not draft.exists()
 
 
 def test_a_place_that_cannot_hold_a_state_is_named(tmp_path: Path) -> None:
