@@ -232,12 +232,25 @@ def _free_folder(options: SimulationOptions) -> Path:
 
 
 def _introduction(options: SimulationOptions) -> str:
+    """What is about to be released, and its price before anything runs."""
+    from simulations.federation import plan_budget
+
     data = "the built-in synthetic marketplace" if options.data is None else str(options.data)
     if options.trust == "none":
-        return f"Simulating {data} without noise: no privacy guarantee."
+        return f"Simulating {data} without noise, plan {options.plan}: no privacy guarantee."
+    budget = plan_budget(options)
+    named = (
+        ("item counts", budget.counts),
+        ("item pairs", budget.pairs),
+        (f"{options.rounds} rounds", budget.rounds),
+    )
+    releases = ", ".join(
+        f"{name} (noise {mechanism.noise_multiplier:.3g})" for name, mechanism in named if mechanism
+    )
     return (
         f"Simulating {data}: epsilon {options.epsilon:g}, delta {options.delta:g} per "
-        f"{options.privacy_unit}, trust {options.trust}."
+        f"{options.privacy_unit}, trust {options.trust}.\n"
+        f"Plan {options.plan}: {releases}, together epsilon {budget.epsilon(options.delta):.3g}."
     )
 
 
@@ -246,8 +259,8 @@ def _show(console: Console, result: RunResult, folder: Path) -> None:
 
     if result.status == "partial":
         console.print(
-            f"[bold]Interrupted[/bold] after {result.rounds_completed} of "
-            f"{result.rounds_planned} rounds. Go on with: {result.resume_command}",
+            f"[bold]Interrupted[/bold] after {result.progress}. "
+            f"Go on with: {result.resume_command}",
             soft_wrap=True,
         )
     console.print(_table(result))
@@ -266,7 +279,7 @@ def _table(result: RunResult) -> Table:
     if has_federated:
         columns += [(metric, model) for metric in _METRICS for model in ("local", "federated")]
     table = Table(
-        title="Held-out items: alone (local), joined, and what is served (federated)",
+        title="Held-out items: going alone (local), and what is served (federated)",
         box=None,
         pad_edge=False,
         padding=(0, 1, 0, 0),

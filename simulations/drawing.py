@@ -10,12 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MODEL_COLOURS = {"popularity": "#999999", "local": "#0072B2", "federated": "#D55E00"}
+MODEL_ORDER = (
+    *("popularity", "item_knn", "ease", "als", "ncf", "local"),
+    *("shared", "joined", "federated", "pooled"),
+)
+"""From simple to what the platform serves: the order of bars and columns."""
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -72,6 +77,13 @@ def model_colour(model: str, models: Sequence[str]) -> str:
         return MODEL_COLOURS[model]
     others = [other for other in models if other not in MODEL_COLOURS]
     return OTHER_COLOURS[others.index(model) % len(OTHER_COLOURS)]
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Models as `MODEL_ORDER` has them, then others by name."""
+    present = set(models)
+    known = [model for model in MODEL_ORDER if model in present]
+    return known + sorted(present - set(known))
 
 
 def metric_label(metric: str) -> str:

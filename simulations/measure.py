@@ -80,7 +80,7 @@ def measure_platform(
     unfinished: tuple[str, ...] = ()
     state = PlatformState(config.state.folder, config.state.keep_releases)
     try:
-        models, gate = state.models.load(), state.models.served()
+        models, gate = state.models.load(data.users_digest), state.models.served()
     finally:
         state.close()
     if models is not None:
@@ -157,7 +157,8 @@ def _unfinished(models: PlatformModels, max_epochs: int) -> tuple[str, ...]:
     ncf = models.parts.get("ncf")
     if not isinstance(ncf, PersonalNcf) or ncf.epochs < max_epochs:
         return ()
-    return ("ncf", "local") if "ncf" in models.alone.weights else ("ncf",)
+    # The first part of a blend is the best one alone: only then is `local` short of training.
+    return ("ncf", "local") if next(iter(models.alone.weights)) == "ncf" else ("ncf",)
 
 
 def _personal(

@@ -16,6 +16,7 @@ from simulations.drawing import (
     LINE_COLOURS,
     MARKERS,
     MODEL_COLOURS,
+    in_order,
     metric_label,
     model_colour,
     name_ticks,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from simulations.result import PlatformResult, PrivacyStatement, RunResult
 
 
+UNDRAWN_MODELS = frozenset({"item_knn", "ease", "als", "joined"})
+"""Models that have no bars: parts of ``local``, and what ``federated`` or ``local`` is already."""
 MAX_PLATFORMS = 16
 """More platforms than this do not fit a figure; the largest are shown and the title says so."""
 
@@ -40,7 +43,8 @@ MAX_PLATFORMS = 16
 def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10")) -> Figure:
     """Bars of each metric by platform and model, with standard errors over test users."""
     names, cut = _largest(result)
-    models = model_names(result.platforms)
+    every = model_names(result.platforms)
+    models = [model for model in every if model not in UNDRAWN_MODELS]
     figure = _figure(
         result,
         "Ranking quality on held-out items, with one standard error",
@@ -66,7 +70,7 @@ def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10"
                 heights,
                 width * 0.92,
                 yerr=whiskers,
-                color=model_colour(model, models),
+                color=model_colour(model, every),
                 label=shortened(model, 24),
                 error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
             )
@@ -80,8 +84,13 @@ def quality(result: RunResult, metrics: Sequence[str] = (PRIMARY_METRIC, "hr@10"
     return figure
 
 
-def epsilon_over_rounds(result: RunResult) -> Figure | None:
-    """Lines of epsilon spent after each round, with budgets dashed; None without a guarantee."""
+def epsilon_over_releases(result: RunResult) -> Figure | None:
+    """Lines of epsilon spent after each release, with budgets dashed.
+
+    None without a guarantee, and without rounds: two sums make no line.
+    """
+    if result.rounds_planned == 0:
+        return None
     names, cut = _largest(result)
     histories = {
         name: np.array([np.nan if e is None else e for e in result.platforms[name].epsilon_history])
@@ -102,7 +111,7 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
             history,
             color=LINE_COLOURS[index % len(LINE_COLOURS)],
             marker=MARKERS[(index + index // len(LINE_COLOURS)) % len(MARKERS)],
-            # Curves often coincide: markers at different rounds keep each one visible.
+            # Curves often coincide: markers at different releases keep each one visible.
             markevery=(index % max(1, longest // 8), max(1, longest // 8)),
             markersize=5,
             linewidth=1.6,
@@ -121,9 +130,10 @@ def epsilon_over_rounds(result: RunResult) -> Figure | None:
             ha="right",
             color=INK,
         )
-    axes.set_xlabel("round")
+    sums = "item counts, item pairs, then rounds"
+    axes.set_xlabel(f"release ({sums})" if result.sums_planned else "round")
     axes.set_ylabel(f"epsilon at delta {result.privacy.delta:g}")
-    axes.set_xlim(0.5, max(result.rounds_planned, longest) + 0.5)
+    axes.set_xlim(0.5, max(result.sums_planned + result.rounds_planned, longest) + 0.5)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -163,7 +173,8 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
     )
     refused = [p for p in points if result.platforms[p[3]].gate == "alone"]
     if refused:
-        axes.plot(*zip(*(p[:2] for p in refused), strict=True), "o", markersize=4, color="white")
+        places = zip(*(p[:2] for p in refused), strict=True)
+        axes.plot(*places, "o", markersize=4, color="white", zorder=3)  # above the error bars
         axes.text(
             0.98,
             0.02,
@@ -230,7 +241,7 @@ def figures(result: RunResult) -> dict[str, Figure]:
     """Return the figures that ``result`` has numbers for, by file stem."""
     drawn = {
         "quality": quality(result) if result.platforms else None,
-        "epsilon": epsilon_over_rounds(result),
+        "epsilon": epsilon_over_releases(result),
         "gain": gain_by_size(result),
         "overlap": catalogue_overlap(result),
     }
@@ -248,10 +259,8 @@ def save_figures(result: RunResult, folder: Path) -> dict[str, Path]:
 
 
 def model_names(platforms: Mapping[str, PlatformResult]) -> list[str]:
-    """Every model that some platform has: popularity, local, federated, then others by name."""
-    present = {model for platform in platforms.values() for model in platform.models}
-    known = [model for model in MODEL_COLOURS if model in present]
-    return known + sorted(present - set(known))
+    """Every model that some platform has, in the order of columns."""
+    return in_order(model for platform in platforms.values() for model in platform.models)
 
 
 def epsilon_text(epsilon: float) -> str:
@@ -282,11 +291,7 @@ def _largest(result: RunResult) -> tuple[list[str], str]:
 def _figure(result: RunResult, title: str, cut: str, size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size, dpi=144, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    partial = (
-        ""
-        if result.status == "complete"
-        else f" · PARTIAL: {result.rounds_completed} of {result.rounds_planned} rounds"
-    )
+    partial = "" if result.status == "complete" else f" · PARTIAL: {result.progress}"
     figure.suptitle(
         f"{title}{cut}\n{privacy_line(result.privacy)}{partial}",
         fontsize=10,

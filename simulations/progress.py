@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
+from common.models.partition import SumQuantity
 from server.journal import read_journal
 
 if TYPE_CHECKING:
@@ -14,12 +16,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import Console
+    from rich.progress import TaskID
 
 _POLL_SECONDS = 0.2
+_SUMS = get_args(SumQuantity)
 
 
 class JournalProgress:
-    """Shows rounds, and what each platform did in the current one, while a run goes on."""
+    """Shows sums and rounds, and what each platform did in the current one, while a run goes on.
+
+    A line appears when there is something to show on it.
+    """
 
     def __init__(self, folder: Path, console: Console, *, start: int = 0) -> None:
         """Follow the journal in ``folder`` from byte ``start`` on."""
@@ -29,15 +36,18 @@ class JournalProgress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._progress = Progress(
+            # On a narrow terminal it is the platforms that go over several lines.
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[states]}", markup=False),  # platforms choose their names
+            BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            # Platforms choose their names: no markup.
+            TextColumn("{task.fields[states]}", markup=False, table_column=Column()),
             console=console,
         )
-        self._rounds = self._progress.add_task("Private rounds", total=None, states="")
-        self._adapting = self._progress.add_task("Private adaptation", total=None, states="")
+        self._sums = self._add("Private sums", total=len(_SUMS))
+        self._rounds = self._add("Private rounds")
+        self._adapting = self._add("Private adaptation")
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -57,6 +67,9 @@ class JournalProgress:
         self._read()
         self._progress.stop()
 
+    def _add(self, description: str, total: int | None = None) -> TaskID:
+        return self._progress.add_task(description, total=total, visible=False, states="")
+
     def _follow(self) -> None:
         while not self._stop.wait(_POLL_SECONDS):
             self._read()
@@ -70,24 +83,45 @@ class JournalProgress:
         kind = event["event"]
         if kind == "run-started":
             self._progress.update(
-                self._rounds, total=event["rounds"], completed=event["rounds_done"]
+                self._rounds,
+                total=event["rounds"],
+                completed=event["rounds_done"],
+                visible=event["rounds"] > 0,
             )
+        elif kind == "sum-started":
+            self._begin(self._sums, event, completed=_SUMS.index(event["quantity"]))
+        elif kind == "sum-reply":
+            self._answered(self._sums, event)
+        elif kind == "sum-closed":
+            self._progress.advance(self._sums)
         elif kind == "round-started":
-            self._states = dict.fromkeys(event["platforms"], "…")
-            self._progress.update(self._rounds, states=self._summary())
+            self._begin(self._rounds, event)
         elif kind == "reply":
-            self._states[event["platform"]] = _sign(event["outcome"])
-            self._progress.update(self._rounds, states=self._summary())
+            self._answered(self._rounds, event)
         elif kind == "round-closed":
             self._progress.update(self._rounds, completed=event["round"])
         elif kind == "handing-over":
-            self._states = dict.fromkeys(event["platforms"], "…")
-            self._progress.update(
-                self._adapting, total=len(event["platforms"]), states=self._summary()
-            )
+            self._begin(self._adapting, event, total=len(event["platforms"]))
         elif kind == "handed-over":
-            self._states[event["platform"]] = _sign(event["outcome"])
-            self._progress.update(self._adapting, advance=1, states=self._summary())
+            self._answered(self._adapting, event)
+            self._progress.advance(self._adapting)
+
+    def _begin(
+        self,
+        task: TaskID,
+        event: dict[str, Any],
+        *,
+        total: int | None = None,
+        completed: int | None = None,
+    ) -> None:
+        self._states = dict.fromkeys(event["platforms"], "…")
+        self._progress.update(
+            task, visible=True, total=total, completed=completed, states=self._summary()
+        )
+
+    def _answered(self, task: TaskID, event: dict[str, Any]) -> None:
+        self._states[event["platform"]] = _sign(event["outcome"])
+        self._progress.update(task, states=self._summary())
 
     def _summary(self) -> str:
         shown = [f"{name} {sign}" for name, sign in list(self._states.items())[:8]]

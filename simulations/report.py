@@ -31,15 +31,20 @@ MAX_SENTENCES = 20
 
 _CAPTIONS = {
     "quality": "Ranking quality of each model on each platform. Higher is better.",
-    "epsilon": "Epsilon spent after each round. Lower is more private.",
-    "gain": "Federated minus local. Above the line joining helps, below it harms.",
+    "epsilon": "Epsilon spent after each release. Lower is more private.",
+    "gain": "Joined minus local. Above the line joining helps, below it harms.",
     "overlap": "How much of each platform's catalogue the others list.",
 }
+
+_SUM_NAMES = {"item-counts": "item counts", "item-pairs": "item pairs"}
 
 _TRUST = {
     "secagg": "Secure aggregation: the server is assumed to see only the sum over platforms. "
     "Each platform adds a share of the noise, so that any one recipient who subtracts its own "
     "part still faces all of it.",
+    "secagg-simulated": "The noise is that of secure aggregation, which was not performed: with it "
+    "the server is assumed to see only the sum over platforms. Each platform adds a share of the "
+    "noise, so that any one recipient who subtracts its own part still faces all of it.",
     "local": "Each platform adds all of the noise itself; the server may see every release.",
     "none": "No noise was added. Nothing here is private; the run shows what noise costs.",
 }
@@ -118,9 +123,14 @@ def _meaning(privacy: PrivacyStatement) -> str:
 
 
 def _declined(result: RunResult) -> list[str]:
-    """Sentences on rounds that a platform sat out."""
+    """Sentences on sums and rounds that a platform sat out."""
     sentences = []
     for name in sorted(result.platforms):
+        for total in result.sums:
+            state = total.platforms.get(name, "absent")
+            if state != "released":
+                what = _SUM_NAMES.get(total.quantity, total.quantity)
+                sentences.append(f"{name}: {state} for the {what}.")
         missed: dict[str, list[int]] = {}
         for record in result.rounds:
             state = record.platforms.get(name, "absent")

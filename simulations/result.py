@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 TIMING_KEYS = frozenset({"wall_seconds", "peak_memory_mb"})
-"""Top-level fields that differ between two runs of the same seed; so does a round's ``seconds``."""
+"""Top-level fields that differ between two runs of the same seed; so do a sum's and a round's
+``seconds``."""
 
 NEIGHBOURING = "add or remove one user with all her interactions"
 PRIMARY_METRIC = "ndcg@10"
@@ -103,9 +104,9 @@ class PlatformResult(Checked):
         delta: of all epsilons here.
         privacy_unit: ``user``, ``interaction`` or ``platform``.
         trust: ``secagg``, ``local`` or ``none``.
-        epsilon_history: epsilon spent after each round; None without a guarantee.
-        noise_multiplier: noise's standard deviation over the clipping norm, of the mechanism
-            that the accountant priced.
+        epsilon_history: epsilon spent after each release, sums first; None without a guarantee.
+        noise_multiplier: noise's standard deviation over the clipping norm, as the accountant
+            priced it; the smallest of all releases.
         sampling_rate: chance of a user to take part in a round.
         models: by name: ``popularity``, ``local`` (going alone), ``federated`` (joining), others.
         gain: by metric, federated minus local paired over users; may be empty.
@@ -133,6 +134,21 @@ class PlatformResult(Checked):
     joined_gain: Mapping[str, Gain] = field(default_factory=dict)
     unfinished: tuple[str, ...] = ()
     gate: Literal["alone", "joined"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumRecord(Checked):
+    """One private sum over the platforms, before the first round.
+
+    Attributes:
+        quantity: ``item-counts`` or ``item-pairs``.
+        seconds: wall time (a timing field).
+        platforms: ``"released"``, ``"declined: reason"`` or another state, by platform name.
+    """
+
+    quantity: str
+    seconds: float
+    platforms: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +201,7 @@ class PrivacyStatement(Checked):
         trust: ``secagg``, ``local`` or ``none``.
         mechanism: what makes a release private, in words.
         accountant: name and library of what priced it.
-        planned_epsilon: largest epsilon over platforms if all rounds run; None without guarantee.
+        planned_epsilon: largest epsilon over platforms if everything runs; None without guarantee.
         clipping_norm: L2 bound on one user's contribution to a release; None without clipping.
         sampling: how users are drawn into a round, in words.
         noise_source: where the noise comes from, in words.
@@ -210,7 +226,7 @@ class RunResult(Checked):
     """Everything that ``result.json`` holds. `write_result` refuses what JSON cannot hold.
 
     Attributes:
-        status: ``partial`` if the run stopped before its last round.
+        status: ``partial`` if the run stopped before its end.
         configuration: options of the run, as JSON values.
         seed: of every derived stream.
         versions: of crossrec and the libraries that numbers depend on.
@@ -219,6 +235,8 @@ class RunResult(Checked):
         wall_seconds: a timing field.
         peak_memory_mb: a timing field; None where the system does not tell.
         platforms: by name.
+        sums_planned: sums that the run asks every platform for.
+        sums: those that were closed.
         simulation: always true: the noise was seeded, see the report.
     """
 
@@ -235,6 +253,8 @@ class RunResult(Checked):
     rounds_completed: int
     rounds: tuple[RoundRecord, ...]
     platforms: Mapping[str, PlatformResult]
+    sums_planned: int = 0
+    sums: tuple[SumRecord, ...] = ()
     resume_command: str | None = None
     simulation: Literal[True] = True
     schema_version: int = SCHEMA_VERSION
@@ -244,6 +264,18 @@ class RunResult(Checked):
             raise ValueError(
                 f"{self.rounds_completed} rounds completed of {self.rounds_planned} planned"
             )
+        if len(self.sums) > self.sums_planned:
+            raise ValueError(f"{len(self.sums)} sums closed of {self.sums_planned} planned")
+
+    @property
+    def progress(self) -> str:
+        """How far the private part came: ``2 of 2 sums and 5 of 30 rounds``."""
+        parts = []
+        if self.sums_planned:
+            parts.append(f"{len(self.sums)} of {self.sums_planned} sums")
+        if self.rounds_planned:
+            parts.append(f"{self.rounds_completed} of {self.rounds_planned} rounds")
+        return " and ".join(parts)
 
 
 def to_dict(result: RunResult) -> dict[str, object]:
@@ -269,8 +301,9 @@ def to_dict(result: RunResult) -> dict[str, object]:
 def without_timing(document: Mapping[str, object]) -> dict[str, object]:
     """Return a result's JSON object without its timing and memory fields."""
     kept = {key: value for key, value in document.items() if key not in TIMING_KEYS}
-    rounds = cast("list[Mapping[str, object]]", document["rounds"])
-    kept["rounds"] = [{k: v for k, v in record.items() if k != "seconds"} for record in rounds]
+    for key in ("sums", "rounds"):
+        records = cast("list[Mapping[str, object]]", document[key])
+        kept[key] = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
     return kept
 
 

@@ -11,7 +11,7 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,14 @@ from common.data.readers import read_marketplace
 from common.data.schema import Columns
 from common.data.synthetic import MarketplaceConfig, generate_marketplace
 from common.errors import ConfigError, RunFailed
-from common.models.partition import shared_shapes
+from common.models.partition import SumQuantity, shared_shapes
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.privacy.plan import PLANS
 from common.storage import write_durably
 from server.config import FederationConfig
 from server.journal import read_journal
+from server.sums import shared_items
 from simulations.federation import is_adapting, lay_out, plan_budget
 from simulations.measure import Measured, measure_platform
 from simulations.newcomers import Newcomer, draw_newcomer, require_platforms
@@ -42,6 +44,7 @@ from simulations.result import (
     PrivacyStatement,
     RoundRecord,
     RunResult,
+    SumRecord,
     finite_or_none,
     read_result,
     write_result,
@@ -65,6 +68,7 @@ REPORT_FILE = "report.html"
 PER_USER_FILE = "per_user.parquet"
 BUILT_IN = "built-in synthetic marketplace"
 
+NUM_SUMS = len(get_args(SumQuantity))
 _ACCOUNTANT = "Opacus PRV (upper bound of its error interval), never above Opacus RDP"
 
 
@@ -149,6 +153,8 @@ class SimulationRun:
             pooled: measure what all raw data in one place would give, too.
 
         Raises:
+            ConfigError: if the options and the data do not go together, before anything is
+                written.
             RunFailed: if the federation could not go on; a partial result is written first.
         """
         began = time.monotonic()
@@ -159,6 +165,7 @@ class SimulationRun:
             require_ray()
         plan_budget(self.options)
         marketplace = _with_newcomer(load_marketplace(self.options), self.options)
+        _require_common_items(marketplace, self.options)
         if self.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
         write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
@@ -234,7 +241,7 @@ class SimulationRun:
     ) -> RunResult:
         options = self.options
         config = load_config(federation.config_file, FederationConfig)
-        rounds = _round_records(self.folder / "federation-state")
+        sums, rounds = _records(self.folder / "federation-state")
         platforms = {
             p.name: self._platform_result(p, config, measured[p.name]) for p in federation.platforms
         }
@@ -254,6 +261,8 @@ class SimulationRun:
             rounds_completed=len(rounds),
             rounds=rounds,
             platforms=platforms,
+            sums_planned=NUM_SUMS if PLANS[options.plan].pairs > 0 else 0,
+            sums=sums,
         )
 
     def _platform_result(
@@ -283,7 +292,7 @@ class SimulationRun:
             privacy_unit=options.privacy_unit,
             trust=options.trust,
             epsilon_history=tuple(finite_or_none(value) for value in history),
-            noise_multiplier=max((m.noise_multiplier for m in mechanisms), default=None),
+            noise_multiplier=min((m.noise_multiplier for m in mechanisms), default=None),
             sampling_rate=federation.mechanism.sampling_rate,
             models=measured.models,
             gain=measured.gain,
@@ -322,6 +331,23 @@ def _with_newcomer(marketplace: Marketplace, options: SimulationOptions) -> Mark
     return draw_newcomer(marketplace, Newcomer.parse(options.newcomer), options.seed)
 
 
+def _require_common_items(marketplace: Marketplace, options: SimulationOptions) -> None:
+    """Check that there is something to add up, if that is the plan.
+
+    Raises:
+        ConfigError: if no two items are listed by two platforms or more.
+    """
+    names = tuple(platform.name for platform in marketplace.platforms)
+    num_items = len(shared_items(marketplace.catalogue, names))
+    if PLANS[options.plan].pairs > 0 and num_items < 2:
+        msg = (
+            f"plan: found {options.plan!r}, but {num_items} items are listed by two platforms or "
+            "more, at least 2 are needed. Check that items have the same ids everywhere, or choose "
+            "plan 'ncf'."
+        )
+        raise ConfigError(msg)
+
+
 def _user_ids(table: PlatformTable) -> list[str]:
     """Everybody who occurs on a platform, sorted."""
     frames = [table.interactions, *(() if table.held_out is None else (table.held_out,))]
@@ -340,24 +366,30 @@ def _run_engine(options: SimulationOptions, federation: SimulatedFederation) -> 
         run_in_process(federation.config_file, configs)
 
 
-def _round_records(folder: Path) -> tuple[RoundRecord, ...]:
-    """Closed rounds from the journal; of a round that was begun twice, the last."""
+def _records(folder: Path) -> tuple[tuple[SumRecord, ...], tuple[RoundRecord, ...]]:
+    """Closed sums and rounds from the journal; of one that was begun twice, the last."""
     replies: dict[str, str] = {}
-    records: dict[int, RoundRecord] = {}
+    sums: dict[str, SumRecord] = {}
+    rounds: dict[int, RoundRecord] = {}
     began = 0.0
     for _, event in read_journal(folder):
-        if event["event"] == "round-started":
+        kind = event["event"]
+        if kind in {"sum-started", "round-started"}:
             replies, began = {}, event["time"]
-        elif event["event"] == "reply":
+        elif kind in {"sum-reply", "reply"}:
             replies[event["platform"]] = event["outcome"]
-        elif event["event"] == "round-closed":
-            records[event["round"]] = RoundRecord(
+        elif kind == "sum-closed":
+            sums[event["quantity"]] = SumRecord(
+                quantity=event["quantity"], seconds=event["time"] - began, platforms=replies
+            )
+        elif kind == "round-closed":
+            rounds[event["round"]] = RoundRecord(
                 round=event["round"],
                 seconds=event["time"] - began,
                 platforms=replies,
                 update_norm=event["update_norm"],
             )
-    return tuple(records[number] for number in sorted(records))
+    return tuple(sums.values()), tuple(rounds[number] for number in sorted(rounds))
 
 
 def _data_statement(
@@ -412,7 +444,7 @@ def _privacy_statement(options: SimulationOptions, num_items: int) -> PrivacySta
         mechanism=_mechanisms(options, budget),
         accountant=_ACCOUNTANT + looser,
         planned_epsilon=finite_or_none(planned),
-        clipping_norm=options.clipping_norm,
+        clipping_norm=1.0 if budget.rounds is None else options.clipping_norm,
         sampling=sampling,
         noise_source="seeded: this is a simulation, whoever knows the seed can remove the noise",
         released=_released(options, budget, num_items),

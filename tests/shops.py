@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from client import adaptation
 from common.models.ncf import NcfConfig
 from simulations import simulate
 from simulations.options import SimulationOptions
@@ -43,16 +44,36 @@ def write_shops(folder: Path, sizes: Mapping[str, int] = SIZES) -> Path:
 
 
 def options(data: Path | None, **changes: Any) -> SimulationOptions:  # noqa: ANN401 - any field
-    quick = {"rounds": 2, "epochs": 2, "model": NcfConfig(dim=4)}
+    quick = {"plan": "both", "rounds": 2, "epochs": 2, "model": NcfConfig(dim=4)}
     return SimulationOptions(data=data, **{**quick, **changes})
 
 
-def execute(run: SimulationRun, *, with_report: bool = False) -> dict[str, Any]:
+def tune_little(patch: pytest.MonkeyPatch) -> None:
+    """Try one setting of each local model: tuning takes most of a small run's time.
+
+    Runs in processes of their own are not reached.
+    """
+    for name, values in {
+        "_SHRINKS": (10.0,),
+        "_RIDGES": (10.0,),
+        "_RIDGES_IF_SLOW": (10.0,),
+        "_ALS_CHOICES": ((0.01, 0.1),),
+        "_ALS_EPOCHS": 1,
+        "_LOCAL_WEIGHTS": (0.2, 1.0),
+    }.items():
+        patch.setattr(adaptation, name, values)
+
+
+def execute(
+    run: SimulationRun, *, with_report: bool = False, tuned: bool = False
+) -> dict[str, Any]:
     """Execute ``run`` and return what it wrote to ``result.json``, without timing.
 
-    Figures and report take most of a small run's time: most tests do without.
+    Figures, report and tuning take most of a small run's time: most tests do without.
     """
     with pytest.MonkeyPatch.context() as patch:
+        if not tuned:
+            tune_little(patch)
         if not with_report:
             for name in ("save_figures", "write_report"):
                 patch.setattr(simulate, name, lambda *_: None)
@@ -60,9 +81,9 @@ def execute(run: SimulationRun, *, with_report: bool = False) -> dict[str, Any]:
     return read_document(run.folder)
 
 
-def run_all(asked: SimulationOptions, folder: Path) -> dict[str, Any]:
+def run_all(asked: SimulationOptions, folder: Path, *, tuned: bool = False) -> dict[str, Any]:
     """A whole run in ``folder``: its result without timing."""
-    return execute(SimulationRun.open(asked, folder))
+    return execute(SimulationRun.open(asked, folder), tuned=tuned)
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from simulations.compare.verdict import (
     headline,
     verdicts,
 )
-from simulations.drawing import MODEL_COLOURS
+from simulations.drawing import in_order
 from simulations.report import inlined, template_environment
 from simulations.result import PRIMARY_METRIC
 from simulations.verdict import CONFIDENT_STDERRS
@@ -74,14 +74,12 @@ def write_report(path: Path, result: CompareResult) -> None:
 
 
 def _model_names(result: CompareResult) -> list[str]:
-    present = {
+    return in_order(
         model
         for case in cases(result)
         for setting in case.platform.settings
         for model in setting.models
-    }
-    known = [model for model in MODEL_COLOURS if model in present]
-    return known + sorted(present - set(known))
+    )
 
 
 def _measured(setting: Setting, model: str, metric: str) -> str:

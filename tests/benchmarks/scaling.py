@@ -65,9 +65,7 @@ def write_data(folder: Path, population: int, seed: int) -> None:
     write_catalogue(marketplace.catalogue, folder / "catalogue.csv")
 
 
-def measure(
-    population: int, seed: int, plans: Sequence[PlanName], scratch: Path
-) -> list[Point]:
+def measure(population: int, seed: int, plans: Sequence[PlanName], scratch: Path) -> list[Point]:
     """All runs on one marketplace; models that the newcomer fits alone are fitted once."""
     shutil.rmtree(scratch, ignore_errors=True)
     write_data(scratch / "data", population, seed)

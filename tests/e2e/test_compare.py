@@ -16,12 +16,12 @@ from common.cli import main
 from simulations import simulate
 from simulations.compare.comparison import Comparison
 from simulations.compare.result import read_compare_result, without_timing
-from tests.shops import write_shops
+from tests.shops import tune_little, write_shops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-QUICK = ["--rounds", "2", "--epochs", "2", "--dim", "4"]
+QUICK = ["--plan", "both", "--rounds", "2", "--epochs", "2", "--dim", "4"]
 
 
 def document(folder: Path) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def test_the_built_in_marketplace_from_flags_to_report(
     monkeypatch.chdir(tmp_path)
     small = MarketplaceConfig(num_users=(30, 20), num_items=60)
     monkeypatch.setattr(simulate, "MarketplaceConfig", lambda: small)
+    tune_little(monkeypatch)
     words = ["--newcomer", "shop-2:0.5", "--epsilon", "2,8", "--seeds", "100-101"]
     words += ["--trust", "secagg-simulated"]
     with pytest.raises(SystemExit) as stopped:
@@ -83,10 +84,11 @@ def _start(words: Sequence[object]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_processes_and_the_same_command_goes_on(tmp_path: Path) -> None:
     data, folder = write_shops(tmp_path / "shops"), tmp_path / "run"
     words = [
-        *("--data", data, "--rounds", 10, "--epochs", 2, "--dim", 4, "--newcomer", "all:0.5"),
+        *("--data", data, "--epochs", 2, "--dim", 4, "--newcomer", "all:0.5"),
         *("--only-newcomers", "--epsilon", 8, "--trust", "local", "--seeds", 2, "--workers", 2),
         *("--out", folder),
     ]

@@ -1,9 +1,10 @@
 """The real client is killed again and again, and what left it is held against its ledger.
 
-Run as a program, this file is a server with one platform: it forks the platform, asks it for round
-after round, kills it with SIGKILL, looks at the disk as the kill left it, and starts it again with
-the same round. A release has left when its bytes are in the pipe. A kill loses what a process had
-in memory and nothing that it gave to the operating system: power cuts are not what is shown here.
+Run as a program, this file is a server with one platform: it forks the platform, asks it for the
+sums and for round after round, kills it with SIGKILL, looks at the disk as the kill left it, and
+starts it again with the same step. A release has left when its bytes are in the pipe. A kill loses
+what a process had in memory and nothing that it gave to the operating system: power cuts are not
+what is shown here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
@@ -45,8 +46,9 @@ from client.state import PlatformState
 from client.user_vectors import UserVectors
 from common.data.catalogue import read_catalogue
 from common.errors import StateError
-from common.messages import TrainRequest
+from common.messages import SumRequest, TrainRequest
 from common.models.ncf import NcfConfig, initialise
+from common.models.partition import SumQuantity
 from common.privacy.account import check_chain
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger
@@ -61,6 +63,7 @@ NAME, RUN = "north", "spring"
 NUM_USERS, NUM_ITEMS, USER_STEPS = 20, 30, 2
 USERS = [f"u{user:03d}" for user in range(NUM_USERS)]
 MODEL = NcfConfig(dim=4)
+SUMS: tuple[SumQuantity, ...] = get_args(SumQuantity)
 KILLS_OF_A_LIFE = 25
 """Random kills before the platform begins anew, in an empty folder."""
 
@@ -92,16 +95,22 @@ def move_in(folder: Path) -> PlatformConfig:
     )
 
 
-def request_for(config: PlatformConfig, round_number: int) -> TrainRequest:
+def request_for(config: PlatformConfig, step: int) -> SumRequest | TrainRequest:
+    """What is asked for in a step: both sums first, then rounds."""
+    common: dict[str, Any] = {
+        "run_id": RUN,
+        "platform": NAME,
+        "catalogue_digest": read_catalogue(config.catalogue.file, platforms=[NAME]).digest,
+        "trust": "local",
+        "num_platforms": 2,
+        "noise_multiplier": 30.0,
+    }
+    if step <= len(SUMS):
+        return SumRequest(**common, quantity=SUMS[step - 1])
     return TrainRequest(
-        run_id=RUN,
-        round_number=round_number,
-        platform=NAME,
-        catalogue_digest=read_catalogue(config.catalogue.file, platforms=[NAME]).digest,
+        **common,
+        round_number=step - len(SUMS),
         model=MODEL,
-        trust="local",
-        num_platforms=2,
-        noise_multiplier=30.0,
         clipping_norm=0.25,
         sampling_rate=1.0,
         local_steps=1,
@@ -111,9 +120,13 @@ def request_for(config: PlatformConfig, round_number: int) -> TrainRequest:
     )
 
 
-def shared_for(round_number: int) -> Arrays:
-    """The shared arrays of a round, the same whenever it is asked for."""
-    generator = torch.Generator().manual_seed(round_number)
+def arrays_for(step: int) -> Arrays:
+    """What comes beside the request of a step, the same whenever it is asked for."""
+    if step <= len(SUMS):
+        items = np.arange(4, 4 + 8, dtype=np.int64)
+        weights = {"weights": np.full(len(items), 0.5, np.float32)}
+        return {"items": items, **(weights if SUMS[step - 1] == "item-pairs" else {})}
+    generator = torch.Generator().manual_seed(step - len(SUMS))
     parameters = initialise(MODEL, NUM_ITEMS, generator).named_parameters()
     return {name: parameter.detach().numpy().copy() for name, parameter in parameters}
 
@@ -179,7 +192,7 @@ def planted_kill(kill: Kill, touched: Callable[[], None]) -> Events:
 
 
 def work(config: PlatformConfig, requests: int, answers: int, kill: Kill, bug: str) -> None:
-    """Answer the rounds that are asked for until nobody asks; the process ends with it."""
+    """Answer the steps that are asked for until nobody asks; the process ends with it."""
     current = 0
 
     def send(kind: bytes, content: bytes = b"") -> None:
@@ -192,7 +205,11 @@ def work(config: PlatformConfig, requests: int, answers: int, kill: Kill, bug: s
     for line in os.fdopen(requests, "r"):
         current = int(line)
         platform = Platform(config)
-        reply, release = platform.train(request_for(config, current), shared_for(current))
+        request, arrays = request_for(config, current), arrays_for(current)
+        if isinstance(request, SumRequest):
+            reply, release = platform.sum_up(request, arrays)
+        else:
+            reply, release = platform.train(request, arrays)
         assert release is not None, reply.reason
         events("before reply")
         send(_LEFT, pack_arrays(release, {"events": json.dumps(events.seen)}))
@@ -362,16 +379,16 @@ def started(config: PlatformConfig, kill: Kill, bug: str) -> Iterator[Child]:
 
 @dataclass(kw_only=True)
 class Life:
-    """A platform from its first round on, and everything that left it."""
+    """A platform from its first step on, and everything that left it."""
 
     config: PlatformConfig
     bug: str = "none"
     heads: bool = False
     """Whether the head must cover every release that left."""
     left: dict[int, bytes] = field(default_factory=dict)
-    """What left, packed, by round."""
+    """What left, packed, by step."""
     touched: set[int] = field(default_factory=set)
-    """Rounds in which the platform looked at its data."""
+    """Steps in which the platform looked at its data."""
     fell: Counter[str] = field(default_factory=Counter)
     """Where kills fell, by what was on disk."""
     events: list[list[str]] = field(default_factory=list)
@@ -379,11 +396,11 @@ class Life:
 
     @property
     def current(self) -> int:
-        """The round that is asked for: the first that has not left."""
+        """The step that is asked for: the first that has not left."""
         return len(self.left) + 1
 
-    def run(self, kill: Kill, rounds: int | None = None) -> float:
-        """Start the platform and kill it, or let it finish ``rounds`` more; then look at its disk.
+    def run(self, kill: Kill, steps: int | None = None) -> float:
+        """Start the platform and kill it, or let it finish ``steps`` more; then look at its disk.
 
         Returns:
             seconds until the last answer.
@@ -391,7 +408,7 @@ class Life:
         begin = time.monotonic()
         last, answered = begin, begin
         deadline = begin + (_TIMEOUT if kill.delay is None else kill.delay)
-        goal = self.current + (rounds if rounds is not None else 1_000)
+        goal = self.current + (steps if steps is not None else 1_000)
         repeats = list(self.left)[-2:]
         with started(self.config, kill, self.bug) as child:
             while True:
@@ -406,24 +423,24 @@ class Life:
                     self._listen(child, asked, last + _TIMEOUT)  # it may have left in between
                     break
                 answered = time.monotonic()
-        assert not child.has_failed, "the platform declined a round; see above"
-        assert rounds is None or self.current == goal, f"round {self.current} was not answered"
-        assert rounds is not None or last < begin + _TIMEOUT, "the process was never killed"
-        self.examine(is_killed=rounds is None)
+        assert not child.has_failed, "the platform declined a step; see above"
+        assert steps is None or self.current == goal, f"step {self.current} was not answered"
+        assert steps is not None or last < begin + _TIMEOUT, "the process was never killed"
+        self.examine(is_killed=steps is None)
         return answered - begin
 
     def _listen(self, child: Child, asked: int, deadline: float) -> bool:
         """Take in what comes until the answer; False if it does not come."""
         while (message := child.next_message(deadline)) is not None:
-            kind, round_number, content = message
+            kind, step, content = message
             if kind == _TOUCHED:
-                self.touched.add(round_number)
+                self.touched.add(step)
                 continue
-            assert round_number == asked
+            assert step == asked
             arrays, metadata = unpack_arrays(content, "the pipe")
             self.events.append(json.loads(metadata["events"]))
             packed = pack_arrays(arrays, {"request": request_for(self.config, asked).request_id})
-            assert self.left.setdefault(asked, packed) == packed, f"round {asked} left twice"
+            assert self.left.setdefault(asked, packed) == packed, f"step {asked} left twice"
             return True
         return False
 
@@ -471,11 +488,13 @@ class Life:
 
         for number, packed in self.left.items():
             assert account.releases[names[number]] == sha256(packed), "recorded otherwise"
-        for name in list(account.releases)[-self.config.state.keep_releases :]:
+        sums = account.releases.keys() & {names[n] for n in names if n <= len(SUMS)}
+        for name in {*sums, *list(account.releases)[-self.config.state.keep_releases :]}:
             assert state.load_release(name) is not None, "recorded, and not there"
         fresh = UserVectors.initial(NUM_USERS, MODEL.user_dim, torch.Generator())
         steps = state.load_vectors(RUN, USERS, fresh).num_steps
-        assert (steps == USER_STEPS * len(account.releases)).all(), "vectors of another round"
+        num_rounds = len(account.releases) - len(sums)
+        assert (steps == USER_STEPS * num_rounds).all(), "vectors of another round"
 
         if self.heads:
             covered = int((folder / f"{LEDGER_FILE}.head").read_text(encoding="ascii").split()[0])
@@ -484,7 +503,7 @@ class Life:
 
         name = names[self.current]
         if name not in charged:
-            return "between rounds"
+            return "between steps"
         stored = [kind for kind in ("private", "releases") if state._file(kind, name).exists()]
         return "recorded" if name in account.releases else " ".join(["reserved", *stored])
 
@@ -493,7 +512,7 @@ class Life:
 
 
 def random_and_chosen_kills(folder: Path, num_kills: int) -> dict[str, Any]:
-    """Kills at every event of the first rounds, then at random times, ``num_kills`` in all."""
+    """Kills at events of the first steps, then at random times, ``num_kills`` in all."""
     rng = random.Random(num_kills)  # noqa: S311 - where a test looks
     begin = time.monotonic()
     lives: list[Life] = []
@@ -504,33 +523,35 @@ def random_and_chosen_kills(folder: Path, num_kills: int) -> dict[str, Any]:
 
     # What a process does, and how long it takes: in a new folder, and after a kill.
     plain = new_life()
-    plain.run(Kill(), rounds=1)
-    num_first = len(plain.events[0])
-    durations = sorted(plain.run(Kill(), rounds=1) for _ in range(5))
+    plain.run(Kill(), steps=len(SUMS) + 1)
+    num_first = sum(map(len, plain.events))
+    durations = sorted(plain.run(Kill(), steps=1) for _ in range(5))
     num_later = sum(map(len, plain.events[-3:]))  # two repeats and a round
     for event in _spread(num_first, num_kills // 3):
         life = new_life()
         life.run(Kill(event=event))
-        life.run(Kill(), rounds=1)
+        life.run(Kill(), steps=1)
+    num_in_sums = sum(life.fell.total() for life in lives if life.current <= len(SUMS) + 1)
     life = new_life()
     for event in _spread(num_later, num_kills // 3):
         life.run(Kill(event=event))
-    life.run(Kill(), rounds=2)
+    life.run(Kill(), steps=2)
     num_chosen = killed = sum(life.fell.total() for life in lives)
     longest = 1.5 * durations[len(durations) // 2]
     while killed < num_kills:
         if (killed - num_chosen) % KILLS_OF_A_LIFE == 0:
-            life.run(Kill(), rounds=2)
+            life.run(Kill(), steps=2)
             life = new_life()
         life.run(Kill(delay=rng.uniform(0.0, longest)))
         killed += 1
-    life.run(Kill(), rounds=2)
+    life.run(Kill(), steps=2)
     fell: Counter[str] = sum((life.fell for life in lives), Counter())
     return {
         "kills": fell.total(),
         "at chosen events": num_chosen,
+        "of these in sums": num_in_sums,
         "fell": dict(fell.most_common()),
-        "events of a first round": num_first,
+        "events of both sums and a first round": num_first,
         "events of a later round and two repeats": num_later,
         "milliseconds of the latter": round(1000 * durations[len(durations) // 2]),
         "releases that left": sum(len(life.left) for life in lives),
@@ -546,18 +567,20 @@ def _spread(num_events: int, num_kills: int) -> list[int]:
     return sorted({1 + k * num_events // num_kills for k in range(num_kills)})
 
 
-def one_kill(folder: Path, *, bug: str, label: str, event: int, heads: bool = False) -> str:
-    """A round in peace, a kill in the next, and two more rounds with their repeats.
+def one_kill(
+    folder: Path, *, bug: str, label: str, event: int, peace: int, heads: bool = False
+) -> str:
+    """Some steps in peace, a kill in the next, and three more steps with their repeats.
 
     Returns:
         which law was found broken; empty if none.
     """
     life = Life(config=move_in(folder), bug=bug, heads=heads)
     try:
-        life.run(Kill(), rounds=1)
+        life.run(Kill(), steps=peace)
         life.run(Kill(label=label, event=event))
         for _ in range(3):
-            life.run(Kill(), rounds=1)
+            life.run(Kill(), steps=1)
     except AssertionError as broken:
         return str(broken)
     return ""
@@ -565,7 +588,7 @@ def one_kill(folder: Path, *, bug: str, label: str, event: int, heads: bool = Fa
 
 def main(folder: Path, task: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    # A platform stops after ten kills in a row; here the same round is killed more often.
+    # A platform stops after ten kills in a row; here the same step is killed more often.
     client.state._MOST_KILLS = 10_000
     mechanism = request_for(move_in(folder / "warm"), 1).mechanism()
     epsilon_spent([mechanism], 1e-5, "rdp")  # forks inherit what is in the cache
@@ -603,42 +626,57 @@ def test_what_left_is_charged_once_and_never_changes_however_often_the_client_is
     report = harness(tmp_path, num_kills=200)
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
     assert report["kills"] == 200
-    everywhere = {"no ledger yet", "between rounds", "reserved", "reserved private", "recorded"}
-    assert report["fell"].keys() >= {*everywhere, "reserved private releases"}
+    assert report["of these in sums"] > 20
+    everywhere = {"no ledger yet", "between steps", "reserved", "recorded"}
+    # Of sums a release alone is stored, of rounds private vectors first.
+    assert report["fell"].keys() >= {*everywhere, "reserved releases"}
+    assert report["fell"].keys() >= {"reserved private", "reserved private releases"}
 
 
-# Events are counted from the start of a process, which first repeats the round before.
+# Events are counted from the start of a process, which first repeats up to two steps before.
 PLANTED = {
     "reserves after training": ("data", 1, "data was touched before it was charged"),
-    "never commits": ("after reply", 2, "a release left before it was recorded"),
-    "sends before storing": ("after reply", 2, "a release left before it was recorded"),
+    "never commits": ("after reply", 1, "a release left before it was recorded"),
+    "sends before storing": ("after reply", 1, "a release left before it was recorded"),
     "charges again": ("data", 1, "something is charged that nobody asked for"),
-    "head before commit": ("sql COMMIT", 2, "the ledger does not open"),
-    "vectors in place": ("sql COMMIT", 3, "vectors of another round"),
+    "head before commit": ("sql COMMIT", 1, "the ledger does not open"),
+    "vectors in place": ("sql COMMIT", 2, "vectors of another round"),
 }
 """The kill that shows a planted bug, and the law that it breaks."""
+PEACE = {"pairs": 1, "round": len(SUMS) + 1}
+"""Steps before the one of the kill; each is repeated first, two at most."""
 
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the harness says of each planted bug, and of the same kill without it."""
-    tasks = {}
-    for bug, (label, event, _) in PLANTED.items():
-        tasks[bug] = {"bug": bug, "label": label, "event": event}
-        tasks[f"not {bug}"] = {"bug": "none", "label": label, "event": event}
-    # The head of the release's record is the fourth file that the round writes.
-    tasks["head"] = {"bug": "none", "label": "before replace", "event": 4, "heads": True}
+    tasks: dict[str, dict[str, Any]] = {}
+    for place, peace in PEACE.items():
+        for bug, (label, event, _) in PLANTED.items():
+            # A repeat replies, and looks into the ledger, before the step of the kill begins.
+            number = event + (0 if label == "data" else min(2, peace))
+            how = {"label": label, "event": number, "peace": peace}
+            tasks[f"{bug}, {place}"] = {"bug": bug, **how}
+            tasks[f"not {bug}, {place}"] = {"bug": "none", **how}
+    # The head of the release's record is the last file that a step writes.
+    how = {"bug": "none", "label": "before replace", "heads": True}
+    tasks["head, pairs"] = {**how, "event": 3, "peace": PEACE["pairs"]}
+    tasks["head, round"] = {**how, "event": 4, "peace": PEACE["round"]}
     return harness(tmp_path_factory.mktemp("planted"), **tasks)
 
 
+@pytest.mark.parametrize("place", PEACE)
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_is_found_by_one_kill(findings: dict[str, str], bug: str) -> None:
-    assert findings[f"not {bug}"] == ""
-    assert findings[bug].startswith(PLANTED[bug][2])
+def test_a_planted_bug_is_found_by_one_kill(findings: dict[str, str], bug: str, place: str) -> None:
+    assert findings[f"not {bug}, {place}"] == ""
+    # Sums have no private vectors.
+    expected = "" if (bug, place) == ("vectors in place", "pairs") else PLANTED[bug][2]
+    assert findings[f"{bug}, {place}"].startswith(expected)
 
 
-def test_a_release_that_left_is_in_the_head(findings: dict[str, str]) -> None:
-    assert findings["head"] == ""
+@pytest.mark.parametrize("place", PEACE)
+def test_a_release_that_left_is_in_the_head(findings: dict[str, str], place: str) -> None:
+    assert findings[f"head, {place}"] == ""
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ from tests.shops import (
     purchases,
     read_document,
     run_all,
+    tune_little,
     write_shops,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-QUICK = ["--rounds", "2", "--epochs", "2", "--dim", "4"]
+QUICK = ["--plan", "both", "--rounds", "2", "--epochs", "2", "--dim", "4"]
 MODELS = {"popularity", "shared", "local", "federated"}
 
 
@@ -47,6 +48,7 @@ def shops(tmp_path: Path) -> Path:
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("save_figures", "write_report"):
         monkeypatch.setattr(simulate, name, lambda *_: None)
+    tune_little(monkeypatch)
 
 
 def crossrec(*words: object) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def crossrec(*words: object) -> dict[str, Any]:
 
 def assert_all_took_part(document: dict[str, Any], names: Sequence[str]) -> None:
     assert list(document["platforms"]) == sorted(names)
-    for record in document["rounds"]:
+    for record in (*document["sums"], *document["rounds"]):
         assert record["platforms"] == dict.fromkeys(names, "released")
     for platform in document["platforms"].values():
         assert set(platform["models"]) >= MODELS
@@ -154,7 +156,7 @@ def test_each_model_trains_with_each_sampled_loss(shops: Path, model: str, loss:
 
 @pytest.mark.usefixtures("_no_figures")
 def test_sampling_local_steps_and_candidates(shops: Path) -> None:
-    words = ["--sampling-rate", "0.5", "--local-steps", "2", "--candidates", "100"]
+    words = ["--plan", "ncf", "--sampling-rate", "0.5", "--local-steps", "2", "--candidates", "100"]
     document = crossrec("--data", shops, *QUICK, *words)
     assert_all_took_part(document, list(SIZES))
     assert "Poisson" in document["privacy"]["sampling"]
@@ -197,7 +199,8 @@ def interrupt_real_process(folder: Path, *words: object) -> dict[str, Any]:
 def test_ctrl_c_in_a_real_process_leaves_a_partial_result_that_can_be_resumed(
     shops: Path, tmp_path: Path
 ) -> None:
-    words = ["--data", shops, "--rounds", 100, "--epochs", 2, "--dim", 4, "--trust", "none"]
+    words = ["--data", shops, "--plan", "both", "--rounds", 100, "--epochs", 2, "--dim", 4]
+    words += ["--trust", "none"]
     interrupt_real_process(tmp_path / "run", *words)
     resumed = execute(SimulationRun.reopen(tmp_path / "run"))
     asked = options(shops, rounds=100, trust="none")
@@ -209,8 +212,8 @@ def test_ctrl_c_in_a_real_process_leaves_a_partial_result_that_can_be_resumed(
 
 @pytest.mark.ray
 def test_ray_agrees_with_the_in_process_engine(shops: Path, tmp_path: Path) -> None:
-    here = run_all(options(shops), tmp_path / "here")
-    on_ray = run_all(options(shops, engine="ray"), tmp_path / "ray")
+    here = run_all(options(shops), tmp_path / "here", tuned=True)  # Ray has its own processes
+    on_ray = run_all(options(shops, engine="ray"), tmp_path / "ray", tuned=True)
     for name in SIZES:
         ours, theirs = (document["platforms"][name] for document in (here, on_ray))
         for key in ("epsilon", "epsilon_history", "noise_multiplier", "num_users"):
@@ -229,7 +232,8 @@ def test_ray_agrees_with_the_in_process_engine(shops: Path, tmp_path: Path) -> N
 @pytest.mark.ray
 def test_ctrl_c_ends_a_process_with_ray_too(shops: Path, tmp_path: Path) -> None:
     # Flower's server thread would otherwise wait for replies for as long as a round may take.
-    words = ["--rounds", 300, "--epochs", 2, "--dim", 4, "--trust", "none", "--engine", "ray"]
+    words = ["--plan", "both", "--rounds", 300, "--epochs", 2, "--dim", 4]
+    words += ["--trust", "none", "--engine", "ray"]
     interrupt_real_process(tmp_path / "run", "--data", shops, *words)
 
 
@@ -251,8 +255,11 @@ def _assert_close(one: Path, other: Path) -> None:
 def test_two_rounds_on_the_five_markets(
     xmrec_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.adaptation.USER_STEPS", 1)  # most of the time, none of the point
-    document = crossrec("--data", xmrec_folder, "--rounds", 2, "--epochs", 1, "--dim", 8)
+    # Most of the time, none of the point.
+    monkeypatch.setattr("client.adaptation._ALS_DIM", 8)
+    monkeypatch.setattr("client.adaptation.MAX_ITEMS", 1300)
+    words = ["--plan", "both", "--rounds", 2, "--epochs", 1, "--dim", 8]
+    document = crossrec("--data", xmrec_folder, *words)
     markets = {
         # Users, items bought or held out there, distinct pairs (the file of s1 has 77,173 rows).
         "s1": (6466, 9931, 76_965),

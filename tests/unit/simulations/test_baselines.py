@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from client.local_models.ease import fit_ease
+from client.validation import Fold
 from common.data.interactions import UserItems
 from simulations import baselines
 from simulations.baselines import has_too_many_items, pooled_scorer, restrict
@@ -62,7 +63,9 @@ def test_a_newcomer_learns_from_others_and_not_from_its_validation_items_before_
     for user in range(own.shape[0]):
         given_up = own[user].indices[-1]
         fit[user, given_up], validation[user, given_up] = 0, 1
-    score = pooled_scorer(fit.tocsr(), validation.tocsr(), fit.tocsr(), others)
+    score = pooled_scorer(
+        Fold(history=fit.tocsr(), held_out=validation.tocsr()), fit.tocsr(), others
+    )
     scores = score(np.arange(6))
     assert scores.dtype == np.float32
     for user in range(6):
@@ -73,6 +76,8 @@ def test_a_newcomer_learns_from_others_and_not_from_its_validation_items_before_
 
 def test_without_validation_users_the_middle_penalty_pools_everything() -> None:
     own, others = random_purchases(6, 2), random_purchases(30, 3)
-    score = pooled_scorer(own, sp.csr_matrix(own.shape, dtype=np.float32), own, others)
+    score = pooled_scorer(
+        Fold(history=own, held_out=sp.csr_matrix(own.shape, dtype=np.float32)), own, others
+    )
     weights = fit_ease(sp.vstack([own, others], format="csr"), l2=30.0)
     np.testing.assert_allclose(score(np.arange(6)), (own @ weights).toarray(), atol=1e-6)

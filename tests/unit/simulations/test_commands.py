@@ -15,14 +15,14 @@ from common.models.ncf import NcfConfig
 from simulations import simulate
 from simulations.options import SimulationOptions
 from simulations.simulate import SimulationRun
-from tests.shops import SIZES, write_shops
+from tests.shops import SIZES, tune_little, write_shops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flwr.app import Context, Message
 
-QUICK = ["--rounds", "2", "--epochs", "2", "--dim", "4"]
+QUICK = ["--plan", "both", "--rounds", "2", "--epochs", "2", "--dim", "4"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.delenv("CROSSREC_DEBUG", raising=False)
+    tune_little(monkeypatch)
 
 
 @pytest.fixture
@@ -89,6 +90,7 @@ def test_each_flag_sets_its_option(
         "--trust": ("secagg-simulated", {"trust": "secagg-simulated"}),
         "--clipping-norm": ("0.5", {"clipping_norm": 0.5}),
         "--sampling-rate": ("0.5", {"sampling_rate": 0.5}),
+        "--plan": ("ncf", {"plan": "ncf"}),
         "--rounds": ("7", {"rounds": 7}),
         "--local-steps": ("2", {"local_steps": 2}),
         "--strategy": ("fedavg", {"strategy": "fedavg"}),
@@ -104,11 +106,17 @@ def test_each_flag_sets_its_option(
     options, _ = asked_for(monkeypatch, *words, *model, "--negatives", "30", "--split",
                            "leave-one-out")  # fmt: skip
     expected = SimulationOptions(
-        model=NcfConfig(kind="neumf", loss="bce", dim=8, hidden=(8, 4), num_negatives=30)
+        plan="ncf",  # the only one that sampling goes with
+        model=NcfConfig(kind="neumf", loss="bce", dim=8, hidden=(8, 4), num_negatives=30),
     )
     for _, change in flags.values():
         expected = replace(expected, **change)
     assert options == expected
+
+
+@pytest.mark.parametrize("plan", ["pairs", "ncf", "both"])
+def test_each_plan_can_be_chosen(monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
+    assert asked_for(monkeypatch, "--plan", plan)[0].plan == plan
 
 
 @pytest.mark.parametrize(
@@ -137,7 +145,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "epsilon": (["--epsilon", "0"], "epsilon: found 0.0, expected a positive number"),
     "endless-epsilon": (["--epsilon", "inf"], "trust 'none'"),
     "delta": (["--delta", "2"], "delta: found 2.0"),
-    "sampling": (["--sampling-rate", "0"], "sampling_rate: found 0.0"),
+    "sampling": (["--plan", "ncf", "--sampling-rate", "0"], "sampling_rate: found 0.0"),
+    "sampled-pairs": (["--sampling-rate", "0.5"], "in rounds only; choose plan 'ncf'"),
+    "nothing-in-common": (["--data", "apart"], "plan: found 'pairs', but 0 items"),
     "secagg": (["--trust", "secagg"], "secure aggregation is not part of this version"),
     "candidates": (["--candidates", "some"], "found 'some', expected 'all' or a number"),
     "few-candidates": (["--candidates", "1"], "candidates: found 1"),
@@ -165,6 +175,11 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_no_folder(
 ) -> None:
     words, said = MISTAKES[case]
     assert shops.exists()
+    Path("apart").mkdir()
+    for name in "ab":
+        lines = [f"u{user},{name}{item},{item}" for user in range(3) for item in range(4)]
+        text = "\n".join(["user_id,item_id,timestamp", *lines])
+        Path("apart", f"{name}.csv").write_text(text, encoding="utf-8")
     assert crossrec(*words) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
@@ -208,12 +223,30 @@ def test_a_run_shows_its_table_and_where_its_files_are(
         "local",
         "federated",
         "epsilon 8, delta 1e-05 per user",
+        "plan both",
     ):
         assert text in out
     assert "Result: runs/a/result.json" in out
     report = Path("runs/a/report.html").absolute()
     assert f"Report: {report}" in out
     assert report.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.usefixtures("_no_figures")
+def test_a_run_of_sums_fits_an_old_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shops: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert crossrec("--data", shops, "--epochs", 2, "--dim", 4, "--out", "runs/a") == 0
+    out = capsys.readouterr().out
+    assert "Private sums" in out
+    assert "Private adaptation" in out
+    assert "ounds" not in out
+    table = out[out.index("Held-out") : out.index("Joining")].splitlines()
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+    (row,) = (line.split() for line in table if line.startswith("north"))
+    assert len(row) == 3 + 1 + 2 * 2 + 2
 
 
 @pytest.mark.usefixtures("_no_figures")
@@ -242,9 +275,9 @@ def test_another_run_in_its_folder_needs_overwrite(
     assert crossrec(*words) == 0
     assert crossrec(*words, "--seed", 1) == 2
     assert "holds a run with other options" in capsys.readouterr().err
-    stale = Path("runs/a/platforms/north/state/model/alone.safetensors").read_bytes()
+    stale = Path("runs/a/platforms/north/state/model/local.safetensors").read_bytes()
     assert crossrec(*words, "--seed", 1, "--overwrite") == 0
-    assert Path("runs/a/platforms/north/state/model/alone.safetensors").read_bytes() != stale
+    assert Path("runs/a/platforms/north/state/model/local.safetensors").read_bytes() != stale
 
 
 def test_overwrite_never_deletes_what_is_no_run(
@@ -271,7 +304,7 @@ def test_ctrl_c_shows_how_to_go_on_and_is_exit_code_130(
     def app(message: Message, context: Context) -> Message:
         nonlocal answered
         answered += 1
-        if answered == 6:
+        if answered == 10:  # two profiles, two sums and a round of two, and one more
             raise KeyboardInterrupt
         return real(message, context)
 
@@ -280,7 +313,7 @@ def test_ctrl_c_shows_how_to_go_on_and_is_exit_code_130(
         patch.setattr(client.app, "app", app)
         assert crossrec(*words) == 130
     out = capsys.readouterr().out
-    assert "Interrupted after 1 of 2 rounds" in out
+    assert "Interrupted after 2 of 2 sums and 1 of 2 rounds" in out
     assert "crossrec simulate --resume 'runs/a b'" in out
     assert crossrec("--resume", "runs/a b") == 0
     assert "Interrupted" not in capsys.readouterr().out

@@ -7,21 +7,22 @@ import pandas as pd
 import pytest
 
 import client.config
-from client.adaptation import PersonalModel
+from client.adaptation import Adapted
 from client.data import load_platform_data
+from client.parts import Blend, Factors, ItemScores
 from client.state import PlatformState
 from common.config import load_config
 from common.data.readers import read_marketplace
-from common.models.ncf import NcfConfig
 from simulations.federation import lay_out
-from simulations.measure import REPORTED_MODELS, measure_platform
+from simulations.measure import REPORTED_PARTS, measure_platform
 from tests.shops import options, purchases
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from client.config import PlatformConfig
-    from client.state import ModelName, ServedName
+    from client.model_files import ServedName
+    from client.parts import Part
     from simulations.federation import SimulatedPlatform
 
 
@@ -49,22 +50,34 @@ def measure(measured: tuple[SimulatedPlatform, PlatformConfig]) -> Any:  # noqa:
     return measure_platform(platform, config, candidates=None, seed=0)
 
 
-def save(
-    config: PlatformConfig, name: ModelName, *, rank_first: int | None, bias: float = 9.0
-) -> None:
-    """A model that ranks one item first for everyone (last with a negative bias), or all alike."""
-    data = load_platform_data(config)
-    biases = np.zeros(data.users.num_items, np.float32)
+def first(config: PlatformConfig, rank_first: int | None, bias: float = 9.0) -> ItemScores:
+    """Ranks one item first for everyone (last with a negative bias), or all alike."""
+    values = np.zeros(load_platform_data(config).users.num_items, np.float32)
     if rank_first is not None:
-        biases[rank_first] = bias
-    model = PersonalModel(
-        config=NcfConfig(dim=2),
-        items={"items.weight": np.zeros((len(biases), 2), np.float32), "items.bias": biases},
-        user_vectors=np.zeros((data.users.num_users, 2), np.float32),
-        validation_ndcg=0.0,
+        values[rank_first] = bias
+    return ItemScores(values=values)
+
+
+def save(
+    config: PlatformConfig,
+    alone: ItemScores,
+    joined: ItemScores | None = None,
+    serve: ServedName = "alone",
+) -> None:
+    """Models as a hand-over leaves them; without ``joined``, as one that was cut short does."""
+    data = load_platform_data(config)
+    nobody = Factors(
+        users=np.zeros((data.users.num_users, 1), np.float32),
+        items=np.zeros((data.users.num_items, 1), np.float32),
     )
+    parts: dict[str, Part] = {**dict.fromkeys(REPORTED_PARTS, nobody), "own": alone}
+    shared = parts.pop("shared")
+    blend = Blend(parts=parts, weights={"own": 1.0})
     state = PlatformState(config.state.folder, keep_releases=3)
-    state.save_model(name, model, data.users_digest)
+    state.models.save_alone(Adapted(blend=blend, scores=()), "digest", data.users_digest)
+    if joined is not None:
+        both = Blend(parts={**parts, "shared": shared, "pairs": joined}, weights={"pairs": 1.0})
+        state.models.save_joined(both, serve)
     state.close()
 
 
@@ -73,8 +86,9 @@ def test_models_that_a_run_has_not_reached_are_absent(
 ) -> None:
     assert set(measure(measured).models) == {"popularity"}
     assert measure(measured).gain == {}
-    save(measured[1], "alone", rank_first=None)
-    assert set(measure(measured).models) == {"popularity", "local"}
+    save(measured[1], first(measured[1], None))
+    own = {"item_knn", "ease", "als", "ncf"}
+    assert set(measure(measured).models) == {"popularity", "local"} | own
     assert measure(measured).gain == {}
 
 
@@ -82,7 +96,7 @@ def test_a_model_for_other_users_is_not_measured(
     measured: tuple[SimulatedPlatform, PlatformConfig],
 ) -> None:
     platform, config = measured
-    save(config, "alone", rank_first=None)
+    save(config, first(config, None))
     table = pd.read_parquet(config.data.source)
     table[table["user_id"] != "north-u01"].to_parquet(config.data.source)
     assert set(measure((platform, config)).models) == {"popularity"}
@@ -95,7 +109,7 @@ def test_the_held_out_item_is_where_the_model_puts_it_and_a_new_user_gets_popula
     platform, config = measured
     row = platform.train.user_ids.index("north-u00")
     (target,) = platform.test[row].indices
-    save(config, "alone", rank_first=int(target), bias=bias)
+    save(config, first(config, int(target), bias))
     found = measure(measured).models["local"]
     # The item is the bestseller, so by popularity the new user is a hit; the model is not asked.
     assert found.num_test_users == 2
@@ -116,10 +130,9 @@ def test_all_models_face_the_same_candidates_and_ties(
     measured: tuple[SimulatedPlatform, PlatformConfig], candidates: int | None
 ) -> None:
     platform, config = measured
-    for name in REPORTED_MODELS.values():
-        save(config, name, rank_first=None)
+    save(config, first(config, None), first(config, None))
     found = measure_platform(platform, config, candidates=candidates, seed=3).models
-    assert all(found[name] == found["local"] for name in REPORTED_MODELS)
+    assert all(found[name] == found["local"] for name in (*REPORTED_PARTS, "joined", "federated"))
 
 
 @pytest.mark.parametrize("served", ["alone", "joined"])
@@ -129,13 +142,10 @@ def test_federated_is_what_the_platform_serves_and_its_gain_is_over_going_alone(
     platform, config = measured
     row = platform.train.user_ids.index("north-u00")
     (target,) = platform.test[row].indices
-    save(config, "alone", rank_first=None)
-    save(config, "joined", rank_first=int(target))
+    save(config, first(config, None))
     assert measure(measured).gate is None
     assert "federated" not in measure(measured).models
-    state = PlatformState(config.state.folder, keep_releases=3)
-    state.save_served(served)
-    state.close()
+    save(config, first(config, None), first(config, int(target)), served)
     found = measure(measured)
     assert found.gate == served
     assert found.models["federated"] == found.models["joined" if served == "joined" else "local"]
@@ -148,11 +158,7 @@ def test_a_served_model_of_other_users_is_not_measured(
     measured: tuple[SimulatedPlatform, PlatformConfig],
 ) -> None:
     platform, config = measured
-    for name in REPORTED_MODELS.values():
-        save(config, name, rank_first=None)
-    state = PlatformState(config.state.folder, keep_releases=3)
-    state.save_served("joined")
-    state.close()
+    save(config, first(config, None), first(config, None), "joined")
     table = pd.read_parquet(config.data.source)
     table[table["user_id"] != "north-u01"].to_parquet(config.data.source)
     found = measure((platform, config))

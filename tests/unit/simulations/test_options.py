@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +11,9 @@ from common.config import dump_config, load_config
 from common.errors import ConfigError
 from common.models.ncf import NcfConfig
 from simulations.options import SimulationOptions
+
+if TYPE_CHECKING:
+    from common.privacy.plan import PlanName
 
 ELSEWHERE: dict[str, Any] = {
     "data": Path("/markets"),
@@ -22,6 +25,7 @@ ELSEWHERE: dict[str, Any] = {
 """Where data lie, what runs the apps, how models are measured: nothing of what platforms do."""
 
 OTHER_VALUES: dict[str, Any] = {
+    "plan": "ncf",
     "user_column": "customer",
     "item_column": "sku",
     "rating_column": "stars",
@@ -55,6 +59,9 @@ OTHER_VALUES: dict[str, Any] = {
         ({"sampling_rate": 0.0}, "sampling_rate"),
         ({"sampling_rate": 1.1}, "sampling_rate"),
         ({"sampling_rate": math.nan}, "sampling_rate"),
+        ({"sampling_rate": 0.5}, "sampling_rate: .*plan 'ncf'"),
+        ({"sampling_rate": 0.5, "plan": "both"}, "sampling_rate: .*plan 'ncf'"),
+        ({"plan": "sums"}, "plan: found 'sums', expected one of pairs, ncf, both"),
         ({"trust": "secagg"}, "trust: .*secagg-simulated"),
         ({"rounds": 0}, "rounds"),
         ({"local_steps": 0}, "local steps"),
@@ -83,11 +90,17 @@ def test_the_runs_name_follows_from_every_option_that_platforms_act_on() -> None
     # Noise follows from the run: another run must have other noise ...
     names = {SimulationOptions().run_id}
     for name, value in OTHER_VALUES.items():
-        names.add(replace(SimulationOptions(), **{name: value}).run_id)
+        changes = {"plan": "ncf", name: value}  # the only plan that all the others go with
+        names.add(replace(SimulationOptions(), **changes).run_id)
     assert len(names) == 1 + len(OTHER_VALUES)
     only_choice = {"privacy_unit"}
     known = OTHER_VALUES.keys() | ELSEWHERE.keys() | only_choice
     assert known == {field.name for field in fields(SimulationOptions)}
+
+
+@pytest.mark.parametrize(("plan", "num_rounds"), [("pairs", 0), ("ncf", 7), ("both", 7)])
+def test_rounds_run_only_where_the_plan_pays_for_them(plan: PlanName, num_rounds: int) -> None:
+    assert SimulationOptions(plan=plan, rounds=7).num_rounds == num_rounds
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

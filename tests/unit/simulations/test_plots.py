@@ -71,9 +71,52 @@ def test_an_unmeasured_model_has_no_bar_rather_than_a_zero() -> None:
     assert heights == [1, 1, 2]
 
 
-def test_epsilon_lines_are_the_histories_beside_the_budget() -> None:
-    figure = plots.epsilon_over_rounds(run_result())
+def test_models_that_are_parts_of_others_have_no_bars() -> None:
+    names = ("popularity", "item_knn", "ease", "als", "ncf", "local", "shared", "joined")
+    models = {name: model(0.2) for name in ("federated", *reversed(names))}
+    result = run_result(platforms={"a": replace(platform(), models=models)})
+    axes = plots.quality(result).axes[0]
+    drawn = [str(bars.get_label()) for bars in axes.containers if hasattr(bars, "patches")]
+    assert drawn == ["popularity", "ncf", "local", "shared", "federated"]
+    # A bar has the colour that the report's table gives its model.
+    every = plots.model_names(result.platforms)
+    assert every == [*names, "federated"]
+    colours = [to_hex(bars[0].get_facecolor()) for bars in axes.containers if len(bars) == 1]
+    assert colours == [drawing.model_colour(name, every).lower() for name in drawn]
+
+
+def test_a_refused_gain_is_hollow() -> None:
+    refused = replace(platform(), gate="alone", num_users=50)
+    figure = plots.gain_by_size(run_result(platforms={"a": platform(), "b": refused}))
     assert figure is not None
+    (hollow,) = (line for line in figure.axes[0].lines if line.get_color() == "white")
+    assert list(hollow.get_xdata()) == [50]  # type: ignore[arg-type]
+    others = [line.get_zorder() for line in figure.axes[0].lines if line is not hollow]
+    assert hollow.get_zorder() > max(others)
+
+
+def test_sums_alone_make_no_line_of_epsilon() -> None:
+    sums = run_result(rounds_planned=0, rounds_completed=0, rounds=(), sums_planned=2)
+    assert set(plots.figures(sums)) == {"quality", "gain", "overlap"}
+    partial = replace(sums, status="partial")
+    assert "PARTIAL: 0 of 2 sums" in title(plots.quality(partial))
+
+
+def test_sums_and_rounds_are_releases_alike() -> None:
+    longer = replace(platform(), epsilon_history=(1.0, 4.0, 5.0, 7.9))
+    both = run_result(sums_planned=2, platforms={"north": longer})
+    figure = plots.epsilon_over_releases(both)
+    assert figure is not None
+    axes = figure.axes[0]
+    assert axes.get_xlabel().startswith("release (item counts, item pairs")
+    assert axes.get_xlim() == (0.5, 4.5)
+    assert [len(line.get_xdata()) for line in axes.lines] == [4, 2]  # type: ignore[arg-type]
+
+
+def test_epsilon_lines_are_the_histories_beside_the_budget() -> None:
+    figure = plots.epsilon_over_releases(run_result())
+    assert figure is not None
+    assert figure.axes[0].get_xlabel() == "round"
     lines = [list(map(float, line.get_ydata())) for line in figure.axes[0].lines]  # type: ignore[arg-type]
     assert lines == [[5.0, 7.9], [5.0, 7.9], [8.0, 8.0]]
 

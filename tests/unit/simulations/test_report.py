@@ -9,10 +9,13 @@ import pytest
 
 from common.errors import StateError
 from simulations.report import render_report, write_report
+from simulations.result import SumRecord
 from tests.unit.simulations.run_results import model, platform, run_result
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from simulations.result import RunResult
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>{{ 7*7 }}"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -149,6 +152,36 @@ def test_a_partial_result_says_so_on_top_with_the_way_on() -> None:
     assert "Partial result: 1 of 2 rounds" in text
     assert "crossrec go-on" in text
     assert text.index("Partial result") < text.index("Joining, ")
+
+
+def sums_alone() -> RunResult:
+    """A run of two sums: one platform sat out the second."""
+    names = ("north", "south")
+    return run_result(
+        rounds_planned=0,
+        rounds_completed=0,
+        rounds=(),
+        sums_planned=2,
+        sums=(
+            SumRecord(
+                quantity="item-counts", seconds=1.0, platforms=dict.fromkeys(names, "released")
+            ),
+            SumRecord(
+                quantity="item-pairs",
+                seconds=1.0,
+                platforms={"north": "released", "south": "declined: budget exhausted"},
+            ),
+        ),
+    )
+
+
+def test_a_run_of_sums_speaks_of_no_rounds() -> None:
+    document = Document(render_report(sums_alone()))
+    assert "2 of 2 sums" in document.text
+    assert "south: declined: budget exhausted for the item pairs." in document.text
+    assert "north: " in document.text
+    assert not re.search(r"\brounds?\b", document.text.partition("Run configuration")[0])
+    assert sum(tag == "img" for tag, _ in document.tags) == 3
 
 
 def test_a_run_stopped_before_anything_was_measured_renders() -> None:

@@ -15,6 +15,7 @@ from simulations.result import (
     Gain,
     ModelResult,
     RunResult,
+    SumRecord,
     finite_or_none,
     read_result,
     to_dict,
@@ -87,6 +88,26 @@ def test_without_timing_two_runs_of_a_seed_are_equal_and_nothing_else_is_dropped
     assert set(kept["platforms"]) == {"seconds", "wall_seconds"}
     changed = replace(result, rounds=(replace(result.rounds[0], update_norm=0.5),))
     assert without_timing(to_dict(changed)) != kept
+    total = SumRecord(quantity="item-pairs", seconds=1.0, platforms={"north": "released"})
+    quick, slow, other = (
+        without_timing(to_dict(replace(result, sums_planned=2, sums=(record,))))
+        for record in (
+            total,
+            replace(total, seconds=2.0),
+            replace(total, platforms={"north": "declined: budget"}),
+        )
+    )
+    assert quick == slow != other
+
+
+def test_how_far_a_run_came_names_only_what_it_planned() -> None:
+    assert run_result().progress == "2 of 2 rounds"
+    assert run_result(sums_planned=2).progress == "0 of 2 sums and 2 of 2 rounds"
+    sums = run_result(sums_planned=2, rounds_planned=0, rounds_completed=0, rounds=())
+    assert sums.progress == "0 of 2 sums"
+    total = SumRecord(quantity="item-counts", seconds=1.0, platforms={})
+    with pytest.raises(ValueError, match="1 sums closed of 0 planned"):
+        run_result(sums=(total,))
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 
     from simulations.options import SimulationOptions
 
-NUM_MESSAGES = 2 + 2 * 2 + 2
-"""Of a run with two platforms and two rounds: profiles, rounds, hand-over."""
+NUM_MESSAGES = 2 + 2 * 2 + 2 * 2 + 2
+"""Of a run with two platforms and two rounds: profiles, sums, rounds, hand-over."""
+
+MODELS = {
+    *("popularity", "item_knn", "ease", "als", "ncf"),
+    *("local", "joined", "federated"),
+}
+"""Of every plan; rounds add ``shared``."""
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +89,11 @@ def test_what_a_result_says_of_a_run(undisturbed: dict[str, Any]) -> None:
     assert undisturbed["resume_command"] is None
     assert undisturbed["simulation"] is True
     assert (undisturbed["rounds_planned"], undisturbed["rounds_completed"]) == (2, 2)
+    assert undisturbed["sums_planned"] == 2
+    released = dict.fromkeys(SIZES, "released")
+    assert undisturbed["sums"] == [
+        {"quantity": quantity, "platforms": released} for quantity in ("item-counts", "item-pairs")
+    ]
     assert undisturbed["data"]["is_synthetic"] is False
     assert undisturbed["data"]["catalogue_derived"] is True
     assert "seeded" in undisturbed["privacy"]["noise_source"]
@@ -90,13 +101,34 @@ def test_what_a_result_says_of_a_run(undisturbed: dict[str, Any]) -> None:
         platform = undisturbed["platforms"][name]
         assert (platform["num_users"], platform["num_test_users"]) == (num_users, num_users)
         assert platform["num_interactions"] == 6 * num_users
-        assert {"popularity", "shared", "local", "federated"} <= set(platform["models"])
-        assert len(platform["epsilon_history"]) == 2
-        assert 0 < platform["epsilon_history"][0] < platform["epsilon_history"][1]
-        assert platform["epsilon_history"][1] == platform["epsilon"] <= 8.0
+        assert set(platform["models"]) == MODELS | {"shared"}
+        history = platform["epsilon_history"]
+        assert len(history) == 2 + 2
+        assert 0 < history[0] < history[1] < history[2] < history[3]
+        assert history[3] == platform["epsilon"] <= 8.0
         assert platform["epsilon_if_secagg_broken"] is None
         for model in platform["models"].values():
             assert 0.0 <= model["ndcg@10"] <= model["hr@10"] <= 1.0
+
+
+def test_a_run_of_sums_has_no_rounds_and_no_noise_but_for_the_sums(
+    shops: Path, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    document = run_all(options(shops, plan="pairs", epsilon=5.0), tmp_path / "run")
+    assert (document["rounds_planned"], document["rounds"]) == (0, [])
+    assert (document["sums_planned"], document["sums"]) == (2, undisturbed["sums"])
+    assert document["privacy"]["released"] == ["item counts (sum)", "item pairs (sum)"]
+    assert document["privacy"]["clipping_norm"] == 1.0
+    assert "round" not in document["privacy"]["mechanism"]
+    for name, platform in document["platforms"].items():
+        assert set(platform["models"]) == MODELS
+        assert len(platform["epsilon_history"]) == 2
+        assert 0.98 * 5.0 < platform["epsilon"] <= 5.0
+        assert platform["epsilon"] == document["privacy"]["planned_epsilon"]
+        # Fitted before anything was joined: the same whatever the budget is spent on.
+        for model in MODELS - {"joined", "federated"}:
+            assert platform["models"][model] == undisturbed["platforms"][name]["models"][model]
+    assert not (tmp_path / "run/federation-state/checkpoint.safetensors").exists()
 
 
 # --- Interruptions ------------------------------------------------------------------------------
@@ -130,15 +162,14 @@ def test_an_interrupted_run_has_a_valid_partial_result_and_ends_like_an_undistur
         interrupt_after(patch, num_messages)
         partial = execute(run)
     assert partial["status"] == "partial"
-    assert partial["rounds_completed"] == max(0, min(2, (num_messages - 2) // 2))
+    assert len(partial["sums"]) == max(0, min(2, (num_messages - 2) // 2))
+    assert partial["rounds_completed"] == max(0, min(2, (num_messages - 6) // 2))
     assert shlex.split(partial["resume_command"])[-2:] == ["--resume", str(run.folder)]
     assert run.finished() is None
     read_result(run.folder / "result.json")
     for platform in partial["platforms"].values():
-        assert len(platform["epsilon_history"]) in {
-            partial["rounds_completed"],
-            partial["rounds_completed"] + 1,
-        }
+        closed = len(partial["sums"]) + partial["rounds_completed"]
+        assert len(platform["epsilon_history"]) in {closed, closed + 1}
     again = (
         SimulationRun.reopen(run.folder)
         if num_messages % 2
@@ -151,14 +182,21 @@ def test_an_interrupted_run_has_a_valid_partial_result_and_ends_like_an_undistur
 INSIDE: dict[str, tuple[str, int]] = {
     # Where Ctrl-C falls -> at which call there.
     "after-the-reservation": ("client.platform.load_platform_data", 2),
+    "in-the-pairs": ("client.platform.pair_sum", 2),
+    "while-storing-a-sum": ("client.platform.PlatformState.store_release", 3),
+    "while-recording-a-sum": ("common.privacy.ledger.Ledger.commit", 2),
+    "before-the-counts-are-written": ("server.checkpoint.CollectedSums.save", 1),
+    "before-the-pairs-are-written": ("server.checkpoint.CollectedSums.save", 2),
     "in-training": ("client.platform.train_round", 3),
-    "while-storing": ("client.platform.PlatformState.store_release", 3),
-    "while-recording": ("common.privacy.ledger.Ledger.commit", 2),
-    "in-the-first-adaptation": ("client.platform.fit_user_vectors", 1),
-    "in-the-second-adaptation": ("client.platform.fit_personal_model", 4),
-    "between-two-models": ("client.platform.PlatformState.save_model", 2),
+    "while-storing": ("client.platform.PlatformState.store_release", 7),
+    "while-recording": ("common.privacy.ledger.Ledger.commit", 6),
     "before-a-checkpoint": ("server.checkpoint.Checkpoints.save", 1),
-    "in-the-last-journal-entry": ("server.journal.Journal.write", 15),
+    "in-the-first-fitting": ("client.platform.fit_alone", 1),
+    "in-the-gate": ("client.platform.join", 2),
+    "in-the-second-adaptation": ("client.platform.fit_user_vectors", 2),
+    "between-two-models": ("client.model_files.ModelFiles.save_joined", 1),
+    "between-the-model-and-what-is-served": ("client.model_files.write_durably", 3),
+    "in-the-last-journal-entry": ("server.journal.Journal.write", 23),
 }
 
 
@@ -198,14 +236,14 @@ def test_a_run_interrupted_twice_still_ends_like_an_undisturbed_one(
     shops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any]
 ) -> None:
     run = SimulationRun.open(options(shops), tmp_path / "run")
-    for num_messages in (5, 4):
+    for num_messages in (5, 8):
         with monkeypatch.context() as patch:
             interrupt_after(patch, num_messages)
             assert execute(run)["status"] == "partial"
     assert execute(run) == undisturbed
 
 
-@pytest.mark.parametrize("num_messages", [3, 7])
+@pytest.mark.parametrize("num_messages", [3, 9])
 def test_a_partial_run_has_a_report_that_says_so(
     shops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_messages: int
 ) -> None:
@@ -247,7 +285,7 @@ def test_without_privacy_nothing_is_promised(shops: Path, tmp_path: Path) -> Non
     for platform in document["platforms"].values():
         assert platform["epsilon"] is None
         assert platform["epsilon_budget"] is None
-        assert platform["epsilon_history"] == [None, None]
+        assert platform["epsilon_history"] == [None] * 4
         assert platform["noise_multiplier"] == 0.0
         assert platform["trust"] == "none"
 
@@ -272,13 +310,21 @@ def test_simulated_secure_aggregation_says_what_single_releases_would_cost(
 def test_simulated_secure_aggregation_needs_two_platforms(tmp_path: Path) -> None:
     data = write_shops(tmp_path / "data", {"north": 10})
     with pytest.raises(ConfigError, match="at least two platforms"):
-        run_all(options(data, trust="secagg-simulated"), tmp_path / "run")
+        run_all(options(data, plan="ncf", trust="secagg-simulated"), tmp_path / "run")
 
 
 def test_a_single_platform_is_a_federation_too(tmp_path: Path) -> None:
     data = write_shops(tmp_path / "data", {"north": 10})
-    document = run_all(options(data), tmp_path / "run")
+    document = run_all(options(data, plan="ncf"), tmp_path / "run")
+    assert document["sums"] == []
     assert document["rounds"][1]["platforms"] == {"north": "released"}
+
+
+def test_sums_need_items_that_two_platforms_list(tmp_path: Path) -> None:
+    data = write_shops(tmp_path / "data", {"north": 10})
+    with pytest.raises(ConfigError, match=r"0 items are listed by two platforms.*plan 'ncf'"):
+        run_all(options(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # --- Folders ------------------------------------------------------------------------------------
@@ -363,7 +409,7 @@ def test_the_command_of_a_result_repeats_the_run(
 ) -> None:
     model = NcfConfig(kind="mlp", loss="bce", hidden=(8, 4), dim=3, num_negatives=7)
     asked = options(
-        shops, model=model, epsilon=3.5, delta=1e-6, trust="none", sampling_rate=0.5,
+        shops, plan="ncf", model=model, epsilon=3.5, delta=1e-6, trust="none", sampling_rate=0.5,
         local_steps=2, clipping_norm=0.1, strategy="fedavg", server_learning_rate=0.3,
         candidates=50, seed=4, user_column="user_id", item_column="item_id",
         newcomer="north:0.5", adapting=("north", "south"),
@@ -394,16 +440,28 @@ def test_a_round_that_was_begun_twice_counts_once(
 ) -> None:
     run = SimulationRun.open(options(shops), tmp_path / "run")
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
+        interrupt_after(patch, 7)
         execute(run)
     document = execute(run)
-    begun = [
-        event["round"]
-        for _, event in read_journal(run.folder / "federation-state")
-        if event["event"] == "round-started"
-    ]
-    assert begun == [1, 1, 2]
+    assert begun(run, "round-started", "round") == [1, 1, 2]
     assert [record["round"] for record in document["rounds"]] == [1, 2]
+
+
+def test_so_does_a_sum(
+    shops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any]
+) -> None:
+    run = SimulationRun.open(options(shops), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 5)
+        execute(run)
+    assert execute(run)["sums"] == undisturbed["sums"]
+    assert begun(run, "sum-started", "quantity") == ["item-counts", "item-pairs", "item-pairs"]
+
+
+def begun(run: SimulationRun, kind: str, fact: str) -> list[Any]:
+    """What the journal says of each beginning."""
+    journal = read_journal(run.folder / "federation-state")
+    return [event[fact] for _, event in journal if event["event"] == kind]
 
 
 def test_candidates_change_the_measure_and_nothing_else(
@@ -417,7 +475,7 @@ def test_candidates_change_the_measure_and_nothing_else(
         )
         for model in few_models:
             assert few_models[model]["hr@10"] == 1.0 >= all_models[model]["hr@10"]
-    for key in ("privacy", "rounds"):
+    for key in ("privacy", "sums", "rounds"):
         assert few[key] == undisturbed[key]
 
 
@@ -427,7 +485,7 @@ def test_data_that_lie_elsewhere_give_the_same_numbers(
     # Another machine, another path: the noise must not follow from it.
     shutil.copytree(shops, tmp_path / "moved")
     moved = run_all(options(tmp_path / "moved"), tmp_path / "run")
-    for key in ("platforms", "rounds", "privacy"):
+    for key in ("platforms", "sums", "rounds", "privacy"):
         assert moved[key] == undisturbed[key]
 
 
@@ -436,4 +494,5 @@ def test_platforms_of_a_simulation_agree_to_what_the_run_asks(
     shops: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     document = run_all(options(shops, **changes), tmp_path / "run")
-    assert document["rounds"][0]["platforms"] == dict.fromkeys(SIZES, "released")
+    for record in (*document["sums"], *document["rounds"]):
+        assert record["platforms"] == dict.fromkeys(SIZES, "released")

@@ -33,11 +33,11 @@ def test_a_claim_needs_two_standard_errors(
     assert platform_verdict("north", with_gain(mean, stderr)).outcome is outcome
 
 
-def test_a_platform_that_stays_alone_says_what_joining_would_have_brought() -> None:
-    gain = {"ndcg@10": Gain(mean=-0.02, stderr=0.003)}
-    verdict = platform_verdict("x", replace(platform(), joined_gain=gain, gate="alone"))
+def test_a_platform_that_stays_alone_says_who_decided_it_and_claims_no_gain() -> None:
+    verdict = platform_verdict("x", replace(with_gain(0.0, 0.0), gate="alone"))
     assert verdict.outcome is Outcome.STAYED_ALONE
-    assert "-0.0200" in verdict.text
+    assert "its validation users" in verdict.text
+    assert "NDCG" not in verdict.text
 
 
 def test_an_unfinished_local_model_is_no_ground_for_better() -> None:

@@ -73,16 +73,17 @@ def test_each_flag_sets_its_option(
     words = (
         "--data shops --user-column who --item-column what --rating-column stars --time-column "
         "when --catalogue c.csv --candidates 100 --delta 1e-6 --clipping-norm 0.5 --sampling-rate "
-        "0.5 --model neumf --loss bce --dim 8 --hidden 8,4 --negatives 30 --rounds 7 --local-steps "
-        "2 --strategy fedavg --server-learning-rate 0.5 --epochs 9 --newcomer north:0.1,south:0.2 "
-        "--newcomer all:0.5 --only-newcomers --epsilon 4,2 --trust local --seeds 3,9 --out x"
+        "0.5 --model neumf --loss bce --dim 8 --hidden 8,4 --negatives 30 --plan ncf --rounds 7 "
+        "--local-steps 2 --strategy fedavg --server-learning-rate 0.5 --epochs 9 --newcomer "
+        "north:0.1,south:0.2 --newcomer all:0.5 --only-newcomers --epsilon 4,2 --trust local "
+        "--seeds 3,9 --out x"
     )
     options, folder = asked_for(monkeypatch, *words.split())
     base = SimulationOptions(
         data=shops, user_column="who", item_column="what", rating_column="stars",
         time_column="when", catalogue=tmp_path / "c.csv", candidates=100, delta=1e-6,
-        clipping_norm=0.5, sampling_rate=0.5, rounds=7, local_steps=2, strategy="fedavg",
-        server_learning_rate=0.5, epochs=9,
+        clipping_norm=0.5, sampling_rate=0.5, plan="ncf", rounds=7, local_steps=2,
+        strategy="fedavg", server_learning_rate=0.5, epochs=9,
         model=NcfConfig(kind="neumf", loss="bce", dim=8, hidden=(8, 4), num_negatives=30),
     )  # fmt: skip
     assert options == CompareOptions(
