@@ -223,7 +223,8 @@ def test_a_run_shows_its_table_and_where_its_files_are(
         "local",
         "federated",
         "epsilon 8, delta 1e-05 per user",
-        "plan both",
+        "Plan both: item counts (noise",
+        "together epsilon",
     ):
         assert text in out
     assert "Result: runs/a/result.json" in out
