@@ -36,14 +36,20 @@ def test_every_option_of_every_shown_command_exists() -> None:
         assert set(re.findall(r"--[a-z-]+", arguments)) <= known, arguments
 
 
-def test_the_flags_named_in_the_text_exist() -> None:
+@pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [("simulate", "## Simulate", "## Compare"), ("compare", "## Compare", "## Deploy")],
+)
+def test_the_flags_named_in_the_text_exist(name: str, begin: str, end: str) -> None:
     root = typer.main.get_command(app)
     assert isinstance(root, click.Group)
-    simulate = root.get_command(click.Context(root), "simulate")
-    assert simulate is not None
-    known = {flag for p in simulate.params for flag in p.opts}
-    section = TEXT.split("## Simulate")[1].split("## Deploy")[0]
-    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", section)) - {"--help"} <= known
+    command = root.get_command(click.Context(root), name)
+    assert command is not None
+    known = {flag for p in command.params for flag in p.opts}
+    section = TEXT.split(begin)[1].split(end)[0]
+    found = set(re.findall(r"--[a-z]+(?:-[a-z]+)*", section)) - {"--help"}
+    assert found
+    assert found <= known
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
