@@ -4,8 +4,8 @@ Everything here looks at the platform's raw interactions without noise, and none
 released: not a model, not a weight, not how long it took to choose one. Training for a release
 never reads it back (a user's released gradient would then depend on other users).
 
-Every choice is made on validation users, by the metric that is reported, and with the same rule for
-local and for federated parts. What was chosen is fitted again on all interactions.
+Every choice is made on validation users, by the metric that is reported; a federated part has to
+gain more than a local one. What was chosen is fitted again on all interactions.
 """
 
 from __future__ import annotations

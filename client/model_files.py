@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from client.adaptation import Adapted
 from client.parts import Blend, pack_parts, unpack_parts
 from common.errors import StateError
-from common.storage import pack_arrays, read_arrays, sha256, write_durably
+from common.storage import (
+    pack_arrays,
+    read_arrays,
+    read_content,
+    sha256,
+    unpack_arrays,
+    write_durably,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,7 +81,6 @@ class ModelFiles:
 
     def __init__(self, folder: Path) -> None:
         """Name the folder; nothing is read yet."""
-        self._folder = folder
         self._local = folder / "local.safetensors"
         self._federated = folder / "federated.safetensors"
         self._served = folder / "served.txt"
@@ -116,8 +122,8 @@ class ModelFiles:
 
     def save_joined(self, blend: Blend, serve: ServedName) -> None:
         """Write what joining added to the parts that were fitted alone, then which is served."""
-        content = self._local.read_bytes()
-        _, metadata = read_arrays(self._local)
+        content = read_content(self._local)
+        _, metadata = unpack_arrays(content, self._local)
         known = json.loads(metadata["kinds"])
         arrays, kinds = pack_parts({k: v for k, v in blend.parts.items() if k not in known})
         metadata = {
@@ -139,14 +145,15 @@ class ModelFiles:
         """
         if not self._local.exists():
             return None
-        arrays, metadata = read_arrays(self._local)
+        content = read_content(self._local)
+        arrays, metadata = unpack_arrays(content, self._local)
         if metadata.get("users") != users_digest:
             return None
         alone = self._blend(self._local, arrays, metadata)
         joined = None
         if self._federated.exists():
             arrays, metadata = read_arrays(self._federated)
-            if metadata.get("beside") == sha256(self._local.read_bytes()):
+            if metadata.get("beside") == sha256(content):
                 joined = self._blend(self._federated, arrays, metadata, beside=alone.parts)
         return PlatformModels(alone=alone, joined=joined)
 
@@ -174,7 +181,7 @@ class ModelFiles:
         if not (self._local.exists() and self._federated.exists()):
             return False
         _, metadata = read_arrays(self._federated)
-        return metadata.get("beside") == sha256(self._local.read_bytes())
+        return metadata.get("beside") == sha256(read_content(self._local))
 
     @staticmethod
     def _blend(

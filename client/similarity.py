@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, diags
 
-from client.pair_similarity import posterior_means, similarity
+from client.posterior import posterior_means
 from common.models.pairs import symmetric
 
 if TYPE_CHECKING:
     from common.models.pairs import PairSum
 
 _TINY = 1e-6  # of a sum without noise: what rounding leaves of the platform's own part
+
+_MIN_STRENGTH = 1.0
+"""Added to an item's sum over all pairs before it divides: little evidence stays little."""
 
 _POWER = 4
 _NEIGHBOURS = 200
@@ -45,6 +48,18 @@ def similarity_of_pairs(pairs: PairSum, listing: np.ndarray) -> csr_matrix:
     rows, columns = (places[known[ends[kept]]] for ends in (first, second))
     half = coo_matrix((sums[kept], (rows, columns)), shape=(len(listing), len(listing)))
     return similarity((half + half.T).tocsr())
+
+
+def similarity(sums: csr_matrix) -> csr_matrix:
+    """Divide each pair's sum by the square roots of what its two items have in all.
+
+    Args:
+        sums: [n, n], symmetric, not negative, zero diagonal.
+    """
+    strength = np.asarray(sums.sum(axis=1)).ravel() + _MIN_STRENGTH
+    scale = diags(strength**-0.5)
+    scaled: csr_matrix = (scale @ sums @ scale).tocsr().astype(np.float32)
+    return scaled
 
 
 def similarity_of_vectors(vectors: np.ndarray) -> csr_matrix:

@@ -30,7 +30,14 @@ from client.model_files import ModelFiles
 from common.errors import RequestRefused, StateError
 from common.models.partition import SumQuantity
 from common.privacy.ledger import LEDGER_FILE, Ledger
-from common.storage import pack_arrays, read_arrays, sha256, write_durably
+from common.storage import (
+    pack_arrays,
+    read_arrays,
+    read_content,
+    sha256,
+    unpack_arrays,
+    write_durably,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,8 +138,9 @@ class PlatformState:
         if not path.exists():
             msg = f"{path}: this release was made and is no longer kept; it is not made again."
             raise StateError(msg)
-        arrays, _ = read_arrays(path)
-        if sha256(path.read_bytes()) != digest:
+        content = read_content(path)
+        arrays, _ = unpack_arrays(content, path)
+        if sha256(content) != digest:
             msg = f"{path}: differs from the release that the ledger recorded; it is not sent."
             raise StateError(msg)
         return arrays

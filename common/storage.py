@@ -86,18 +86,26 @@ def unpack_arrays(content: bytes, source: object) -> tuple[dict[str, np.ndarray]
     return arrays, metadata
 
 
+def read_content(path: Path) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        StateError: if it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror})."
+        raise StateError(msg) from error
+
+
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read a file written from :func:`pack_arrays`.
 
     Raises:
         StateError: if the file is missing or damaged.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})."
-        raise StateError(msg) from error
-    return unpack_arrays(content, path)
+    return unpack_arrays(read_content(path), path)
 
 
 def sha256(content: bytes) -> str:

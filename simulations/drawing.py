@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -90,3 +91,13 @@ def metric_label(metric: str) -> str:
     """``ndcg@10`` as ``NDCG@10``; ``coverage@10`` as ``Coverage@10``."""
     name, _, cutoff = metric.partition("@")
     return f"{name.upper() if name in {'ndcg', 'hr', 'mrr'} else name.capitalize()}@{cutoff}"
+
+
+def save_as_png(figures: Mapping[str, Figure], folder: Path) -> dict[str, Path]:
+    """Write each figure as ``folder/NAME.png`` and return the paths by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, figure in figures.items():
+        paths[name] = folder / f"{name}.png"
+        figure.savefig(paths[name])
+    return paths

@@ -21,6 +21,7 @@ from simulations.drawing import (
     model_colour,
     name_ticks,
     outside_legend,
+    save_as_png,
     shortened,
     style_axes,
 )
@@ -250,12 +251,7 @@ def figures(result: RunResult) -> dict[str, Figure]:
 
 def save_figures(result: RunResult, folder: Path) -> dict[str, Path]:
     """Write each figure as ``folder/NAME.png`` and return the paths by name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name, figure in figures(result).items():
-        paths[name] = folder / f"{name}.png"
-        figure.savefig(paths[name])
-    return paths
+    return save_as_png(figures(result), folder)
 
 
 def model_names(platforms: Mapping[str, PlatformResult]) -> list[str]:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from client import similarity as module
-from client.pair_similarity import similarity
-from client.similarity import similarity_of_pairs, similarity_of_vectors
+from client.similarity import similarity, similarity_of_pairs, similarity_of_vectors
 from common.models.pairs import PairSum, num_pairs
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.sparse import csr_matrix, diags
 from scipy.special import erfcx, expit, log_ndtr
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ _CHUNK = 1 << 20
 _BINS = 4000
 _MIN_PROBABILITY = 0.02
 """Pairs that are less likely than this to be more than noise count as nothing."""
-_MIN_STRENGTH = 1.0
-"""Added to an item's sum over all pairs before it divides: little evidence stays little."""
 _LOG_SQRT_2PI = 0.5 * np.log(2 * np.pi)
 _SQRT_HALF_PI, _SQRT_2 = (0.5 * np.pi) ** 0.5, 2.0**0.5
 
@@ -111,15 +108,3 @@ def _log_slab(values: FloatArray, rate: float) -> FloatArray:
     """Log density of an exponential sum plus noise."""
     slab: FloatArray = np.log(rate) + 0.5 * rate**2 - rate * values + log_ndtr(values - rate)
     return slab
-
-
-def similarity(sums: csr_matrix) -> csr_matrix:
-    """Divide each pair's sum by the square roots of what its two items have in all.
-
-    Args:
-        sums: [n, n], symmetric, not negative, zero diagonal.
-    """
-    strength = np.asarray(sums.sum(axis=1)).ravel() + _MIN_STRENGTH
-    scale = diags(strength**-0.5)
-    scaled: csr_matrix = (scale @ sums @ scale).tocsr().astype(np.float32)
-    return scaled

@@ -10,8 +10,9 @@ from scipy import integrate
 from scipy.sparse import csr_matrix
 from scipy.stats import norm
 
-from client import pair_similarity
-from client.pair_similarity import posterior_means, similarity
+from client import posterior
+from client.posterior import posterior_means
+from client.similarity import similarity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,15 +57,15 @@ def test_it_errs_less_than_a_threshold_or_the_sums_themselves(
 
 def test_the_prior_is_found() -> None:
     _, noisy = drawn(0)
-    share, rate = pair_similarity._fit_prior(noisy, STD)
+    share, rate = posterior._fit_prior(noisy, STD)
     assert share == pytest.approx(0.02, rel=0.1)
     assert rate == pytest.approx(0.25, rel=0.1)
 
 
 def test_a_posterior_mean_is_the_integral(monkeypatch: pytest.MonkeyPatch) -> None:
     share, rate = 0.03, 0.3
-    monkeypatch.setattr(pair_similarity, "_fit_prior", lambda *_: (share, rate))
-    monkeypatch.setattr(pair_similarity, "_MIN_PROBABILITY", 0.0)
+    monkeypatch.setattr(posterior, "_fit_prior", lambda *_: (share, rate))
+    monkeypatch.setattr(posterior, "_MIN_PROBABILITY", 0.0)
     for value in (-4.0, -1.0, 0.0, 0.7, 2.0, 3.0, 4.5, 9.0, 30.0):
 
         def part(true: float, power: int, value: float = value) -> float:
@@ -159,7 +160,7 @@ def test_the_unit_of_the_sums_does_not_matter() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     _, noisy = drawn(4)
     whole = posterior_means(noisy, STD)
-    monkeypatch.setattr(pair_similarity, "_CHUNK", 7919)
+    monkeypatch.setattr(posterior, "_CHUNK", 7919)
     np.testing.assert_array_equal(posterior_means(noisy, STD), whole)
 
 
