@@ -20,6 +20,7 @@ _PLACE = typer.Argument(
     help="The platform's platform.toml, or its ledger.sqlite.", show_default=True
 )
 Place = Annotated[Path, _PLACE]
+Config = Annotated[Path, typer.Argument(help="The platform's platform.toml.")]
 _DEFAULT = Path("platform.toml")
 
 
@@ -40,9 +41,132 @@ def client() -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the platform.")],
+    name: Annotated[str, typer.Option(help="The platform's name in the federation.")],
+    server: Annotated[str, typer.Option(help="HOST:PORT of the coordinator.")],
+    root_certificate: Annotated[Path, typer.Option(help="The coordinator's ca.crt.")],
+    data: Annotated[
+        str, typer.Option(help="Interactions: a file, or a database's URL (see the README).")
+    ],
+    assortment: Annotated[Path, typer.Option(help="File with the items that it lists.")],
+    population: Annotated[
+        int, typer.Option(min=1, help="About how many users it has; a public, round number.")
+    ],
+    epsilon: Annotated[
+        float, typer.Option(help="The whole budget of a user, over the federation's life.")
+    ] = 8.0,
+    delta: Annotated[float, typer.Option(help="Of the guarantee; below 1 / users.")] = 1e-5,
+) -> None:
+    """Make a platform: its key pair, and its platform.toml with comments. Reads no user data.
+
+    Example:
+        crossrec client init shop-a --name shop-a --server coordinator.example:8000
+        --root-certificate ca.crt --data orders.parquet --assortment items.csv --population 5000
+    """
+    from rich.console import Console
+
+    from client.joining import CONFIG_FILE, PUBLIC_KEY, make_platform
+
+    fingerprint = make_platform(
+        folder,
+        name=name,
+        server=server,
+        root_certificate=root_certificate,
+        source=data,
+        assortment=assortment,
+        population=population,
+        epsilon=epsilon,
+        delta=delta,
+    )
+    Console().print(
+        f"{folder}: platform {name}, fingerprint {fingerprint}.\n"
+        f"1. Send {folder / PUBLIC_KEY} to the coordinator, and tell the fingerprint another way.\n"
+        f"2. crossrec client check {folder / CONFIG_FILE}\n"
+        f"3. crossrec client run {folder / CONFIG_FILE}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def check(config: Config = _DEFAULT) -> None:
+    """Check what a run will need, and say what would leave the platform.
+
+    Looks at data, catalogue, budget, certificates and the way to the coordinator. Changes nothing,
+    sends nothing of the platform. Exit code 1 if something is missing.
+
+    Example:
+        crossrec client check platform.toml
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from client.check import check_platform, what_would_leave
+    from client.config import PlatformConfig
+    from common.config import load_config
+
+    platform = load_config(config, PlatformConfig)
+    console = Console()
+    is_ready = True
+    for finding in check_platform(config, platform):
+        is_ready &= finding.is_fine
+        sign = Text("ok     ", "green") if finding.is_fine else Text("problem", "red")
+        console.print(sign, Text(f"{finding.subject}: {finding.text}"), soft_wrap=True)
+    console.print("\nWhat would leave the platform:")
+    for line in what_would_leave(platform):
+        console.print(Text(f"- {line}"), soft_wrap=True)
+    if not is_ready:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(config: Config = _DEFAULT) -> None:
+    """Take part in the federation until stopped: answer what the platform's own budget allows.
+
+    Starts Flower's SuperNode, and starts it again when it ends or the coordinator is away. Only the
+    installed CrossRec is executed, whatever the coordinator sends.
+
+    Example:
+        crossrec client run platform.toml
+    """
+    import signal
+
+    from client.config import PlatformConfig
+    from client.node import Node
+    from common.config import load_config
+
+    platform = load_config(config, PlatformConfig)
+    node = Node(config, platform)
+    server = platform.server
+    assert server is not None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        node.run(lambda: typer.echo(f"{platform.platform.name}: connecting to {server.address}"))
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Nothing is lost; start it again with the same command.", err=True)
+
+
+@app.command(name="status")
+def platform_status(config: Config = _DEFAULT) -> None:
+    """Show what the platform answered lately, what it spent, and which model it serves.
+
+    Example:
+        crossrec client status platform.toml
+    """
+    from client.config import PlatformConfig
+    from client.status import describe
+    from common.config import load_config
+
+    for line in describe(load_config(config, PlatformConfig)):
+        typer.echo(line)
+
+
+@app.command()
 def grant(
     by: Annotated[str, typer.Option(help="Who decided it; written into the ledger.")],
-    config: Annotated[Path, typer.Argument(help="The platform's platform.toml.")] = _DEFAULT,
+    config: Config = _DEFAULT,
 ) -> None:
     """Grant the budget that platform.toml states: the only way to more than was granted before.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.devices import DeviceName
+from common.config import split_address
 from common.errors import ConfigError
 from common.privacy.account import Budget
 from common.privacy.engines import ClippingEngine
@@ -157,6 +158,22 @@ class SimulationSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSection:
+    """``[server]``: how a deployed platform reaches its coordinator; simulations have none."""
+
+    address: str
+    """Host and port of the coordinator."""
+    root_certificate: Path
+    """Certificate of the federation's authority: the only one that is trusted."""
+    private_key: Path
+    """The platform's own, by whose public half the coordinator knows it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no address."""
+        split_address(self.address)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlatformConfig:
     """The whole file."""
 
@@ -167,6 +184,7 @@ class PlatformConfig:
     state: StateSection = field(default_factory=StateSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     adaptation: AdaptationSection = field(default_factory=AdaptationSection)
+    server: ServerSection | None = None
     simulation: SimulationSection | None = None
 
     def __post_init__(self) -> None:

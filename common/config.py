@@ -85,6 +85,19 @@ def parse_config(
     return parser.section(mapping, schema, name="")
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port`` (``[host]:port`` for IPv6) as its two parts.
+
+    Raises:
+        ConfigError: if it is not of this form.
+    """
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(f"found {address!r}, expected an address like 'shop.example:8000'.")
+    return host, int(port)
+
+
 def dump_config(value: DataclassInstance) -> str:
     """Write ``value`` as TOML that `parse_config` reads back to an equal value.
 

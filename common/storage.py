@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write ``content`` to ``path`` so that after a crash the file is the old or the new one.
 
     Two writers of one path do not mix: the last one wins whole.
+
+    Args:
+        path: its folder is made if it is not there.
+        content: all of the file.
+        mode: permissions, less what the process's umask takes away.
 
     Raises:
         StateError: if the disk is full or the folder cannot be written; ``path`` holds what it
@@ -36,7 +42,7 @@ def write_durably(path: Path, content: bytes) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
+        with open(draft, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from common.config import split_address
 from common.errors import ConfigError
 from common.models.ncf import NcfConfig
 from common.models.pairs import MAX_PAIRED_ITEMS
@@ -151,7 +152,27 @@ class StateSection:
     """``[state]``."""
 
     folder: Path = Path("federation-state")
-    """Journal and checkpoints."""
+    """What outlives runs, and a folder for each run with its journal and checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSection:
+    """``[network]``: how platforms reach a deployed coordinator; simulations have none."""
+
+    address: str
+    """Where the coordinator listens: host and port."""
+    root_certificate: Path
+    """Certificate of the federation's authority, which platforms hold as well."""
+    certificate: Path
+    """The coordinator's own."""
+    private_key: Path
+    """Of the coordinator's certificate."""
+    platform_keys: Path
+    """Folder with the public key of each platform: ``NAME.pub``."""
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody can listen on."""
+        split_address(self.address)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +186,12 @@ class FederationConfig:
     training: TrainingSection = field(default_factory=TrainingSection)
     state: StateSection = field(default_factory=StateSection)
     sums: SumsSection | None = None
+    network: NetworkSection | None = None
+
+    @property
+    def run_folder(self) -> Path:
+        """Journal, sums and checkpoint of this run."""
+        return self.state.folder / self.federation.run_id
 
     def __post_init__(self) -> None:
         """Refuse runs that make nothing, or that no platform's ledger would let come to an end."""

@@ -5,9 +5,10 @@ Holds platform names, outcomes and times of the server: nothing that platforms d
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from common.errors import StateError
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE_NAME = "journal.jsonl"
+_LOCK_SECONDS = 30.0
+_POLL_SECONDS = 0.1
 
 
 class Journal:
@@ -31,6 +34,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
+            _lock(self._file, path)
             # A crash may have left half a line; what follows must not be glued to it.
             self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
         except OSError as error:
@@ -56,6 +60,25 @@ class Journal:
         self._file.close()
 
 
+def _lock(file: BinaryIO, path: Path) -> None:
+    """One program at a time runs what this journal tells of.
+
+    Waits a little: of two, one may be ending because the other one replaces it.
+    """
+    give_up = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() > give_up:
+                file.close()
+                msg = f"{path}: another program runs this federation; end it, or wait for it."
+                raise StateError(msg) from error
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
 def read_journal(folder: Path, *, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (offset after the line, event) for every whole line from byte ``start`` on."""
     path = folder / FILE_NAME
@@ -69,3 +92,9 @@ def read_journal(folder: Path, *, start: int = 0) -> Iterator[tuple[int, dict[st
                 return
             offset += len(line)
             yield offset, json.loads(line)
+
+
+def journal_size(folder: Path) -> int:
+    """Bytes up to the end of the last whole line; 0 if there is no journal yet."""
+    path = folder / FILE_NAME
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0

@@ -57,8 +57,8 @@ class FederationRun:
             config.catalogue.file, platforms=list(config.federation.platforms)
         )
         self._catalogue_digest = self._catalogue.digest
-        self._checkpoints = Checkpoints(config.state.folder, config.federation.run_id)
-        self._journal = Journal(config.state.folder)
+        self._checkpoints = Checkpoints(config.run_folder, config.federation.run_id)
+        self._journal = Journal(config.run_folder)
 
     def run(self) -> ServerState:
         """Collect the sums, run the remaining rounds, then hand everything to every platform.
@@ -92,7 +92,7 @@ class FederationRun:
             for arrays in (state.parameters, state.first_moment, state.second_moment):
                 self._check_shared(arrays)
         except InvalidRelease as error:
-            msg = f"{self._config.state.folder}: the checkpoint belongs to another model. {error}"
+            msg = f"{self._config.run_folder}: the checkpoint belongs to another model. {error}"
             raise StateError(msg) from error
         return state
 

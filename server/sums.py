@@ -64,7 +64,7 @@ class PrivateSums:
         self._catalogue = catalogue
         self._exchange = exchange
         self._journal = journal
-        self._files = CollectedSums(config.state.folder, config.federation.run_id)
+        self._files = CollectedSums(config.run_folder, config.federation.run_id)
 
     def collect(self, nodes: Mapping[str, int]) -> CollectedSum:
         """The sum of pairs, and on the way to it that of counts.
@@ -106,7 +106,7 @@ class PrivateSums:
             check_asked(found.asked, quantity, self._catalogue.num_items)
             check_sum({"sum": found.total}, quantity, len(found.asked["items"]))
         except InvalidRelease as error:
-            msg = f"{self._config.state.folder}: {quantity} belongs to another catalogue. {error}"
+            msg = f"{self._config.run_folder}: {quantity} belongs to another catalogue. {error}"
             raise StateError(msg) from error
         return found
 

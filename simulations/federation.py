@@ -4,7 +4,7 @@ Layout of a run::
 
     runs/NAME/catalogue.csv                      the shared catalogue
     runs/NAME/federation.toml                    what the server reads
-    runs/NAME/federation-state/                  its journal and checkpoint
+    runs/NAME/federation-state/RUN/              its journal and checkpoint
     runs/NAME/platforms/PLATFORM/platform.toml   what the platform reads
     runs/NAME/platforms/PLATFORM/train.parquet   its interactions, without the test pairs
     runs/NAME/platforms/PLATFORM/state/          its ledger, releases and models
@@ -67,6 +67,8 @@ class SimulatedFederation:
 
     config_file: Path
     """Its ``federation.toml``."""
+    run_folder: Path
+    """The server's journal, sums and checkpoint."""
     platforms: tuple[SimulatedPlatform, ...]
     """Sorted by name."""
 
@@ -189,7 +191,9 @@ def lay_out(
     )
     config_file = folder / "federation.toml"
     write_durably(config_file, dump_config(federation).encode())
-    return SimulatedFederation(config_file=config_file, platforms=tuple(platforms))
+    return SimulatedFederation(
+        config_file=config_file, run_folder=federation.run_folder, platforms=tuple(platforms)
+    )
 
 
 def _sums(budget: BudgetPlan) -> server.config.SumsSection | None:

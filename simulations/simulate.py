@@ -28,7 +28,8 @@ from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.privacy.plan import PLANS
 from common.storage import write_durably
 from server.config import FederationConfig
-from server.journal import read_journal
+from server.journal import journal_size, read_journal
+from server.progress import JournalProgress
 from server.sums import shared_items
 from simulations.federation import is_adapting, lay_out, plan_budget
 from simulations.measure import Measured, measure_platform
@@ -36,7 +37,6 @@ from simulations.newcomers import Newcomer, draw_newcomer, require_platforms
 from simulations.options import SimulationOptions
 from simulations.per_user import per_user_table, write_per_user
 from simulations.plots import save_figures
-from simulations.progress import JournalProgress
 from simulations.report import write_report
 from simulations.result import (
     DataStatement,
@@ -174,11 +174,11 @@ class SimulationRun:
             for platform in federation.platforms:
                 home = platform.config_file.parent
                 copy_local_models(warm_from / home.relative_to(self.folder), home)
-        journal = self.folder / "federation-state"
+        journal = federation.run_folder
         progress = (
             nullcontext()
             if console is None
-            else JournalProgress(journal, console, start=_journal_size(journal))
+            else JournalProgress(journal, console, start=journal_size(journal))
         )
         failure: RunFailed | None = None
         complete = False
@@ -241,7 +241,7 @@ class SimulationRun:
     ) -> RunResult:
         options = self.options
         config = load_config(federation.config_file, FederationConfig)
-        sums, rounds = _records(self.folder / "federation-state")
+        sums, rounds = _records(federation.run_folder)
         platforms = {
             p.name: self._platform_result(p, config, measured[p.name]) for p in federation.platforms
         }
@@ -512,7 +512,3 @@ def _versions() -> dict[str, str]:
 
 def _peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _journal_size(folder: Path) -> int:
-    return max((offset for offset, _ in read_journal(folder)), default=0)

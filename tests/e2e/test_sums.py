@@ -144,7 +144,7 @@ def test_each_platform_ends_with_what_the_other_ones_users_do(
             f"spring/item-pairs/{name}",
             *[f"spring/{number}/{name}" for number in range(1, rounds + 1)],
         ]
-    kinds = [event["event"] for _, event in read_journal(federation.state.folder)]
+    kinds = [event["event"] for _, event in read_journal(federation.run_folder)]
     assert kinds.count("sum-closed") == 2
     assert kinds[-1] == "run-finished"
 
@@ -155,7 +155,7 @@ def test_a_server_that_lost_its_sums_is_sent_the_same_bytes_and_charged_nothing(
     del adapted
     federation = settle(tmp_path, rounds=0)
     run(tmp_path)
-    files = sorted(federation.state.folder.glob("item-*.safetensors"))
+    files = sorted(federation.run_folder.glob("item-*.safetensors"))
     before = [path.read_bytes() for path in files]
     assert len(files) == 2
     for path in files:
@@ -173,7 +173,7 @@ def test_only_so_many_items_are_paired_and_they_are_the_most_counted(
 ) -> None:
     federation = settle(tmp_path, rounds=0)
     run(tmp_path)
-    counts, _ = read_arrays(federation.state.folder / "item-counts.safetensors")
+    counts, _ = read_arrays(federation.run_folder / "item-counts.safetensors")
     chosen = np.sort(np.argsort(-counts["sum"], kind="stable")[:15])
     for pairs in adapted.values():
         np.testing.assert_array_equal(pairs.items, counts["items"][chosen])

@@ -195,7 +195,7 @@ def events(config: FederationConfig, kind: str) -> list[dict[str, Any]]:
     """Journal entries of one kind, without their times."""
     return [
         {key: value for key, value in event.items() if key not in {"event", "time"}}
-        for _, event in read_journal(config.state.folder)
+        for _, event in read_journal(config.run_folder)
         if event["event"] == kind
     ]
 

@@ -359,7 +359,7 @@ def test_a_round_below_the_quorum_ends_the_run_and_finished_rounds_stay(folder: 
     members[1].train = failing_from(3)
     with pytest.raises(RunFailed, match=r"round 3: 2 of 3 platforms released, 3 are needed"):
         run(config, ScriptedGrid(members))
-    kept = Checkpoints(config.state.folder, RUN_ID).load()
+    kept = Checkpoints(config.run_folder, RUN_ID).load()
     assert kept is not None
     assert kept.rounds_done == 2
     (failed,) = events(config, "run-failed")
@@ -411,7 +411,7 @@ def test_an_overflow_ends_the_run_before_it_is_written_down(
     members[1].train = huge
     with pytest.raises(RunFailed, match=r"round 2: .*overflow"):
         run(config, ScriptedGrid(members))
-    kept = Checkpoints(config.state.folder, RUN_ID).load()
+    kept = Checkpoints(config.run_folder, RUN_ID).load()
     assert kept is not None
     assert kept.rounds_done == 1
     assert all(np.isfinite(array).all() for array in kept.parameters.values())
@@ -532,8 +532,8 @@ def test_an_interrupted_run_ends_like_an_undisturbed_one(
     resumed = run(config, ScriptedGrid(shops(folder)))
     other = replace(config, state=replace(config.state, folder=folder / "other"))
     assert_equal_states(resumed, run(other, ScriptedGrid(shops(folder))))
-    assert (folder / "state/checkpoint.safetensors").read_bytes() == (
-        folder / "other/checkpoint.safetensors"
+    assert (folder / "state" / RUN_ID / "checkpoint.safetensors").read_bytes() == (
+        folder / "other" / RUN_ID / "checkpoint.safetensors"
     ).read_bytes()
 
 
@@ -575,7 +575,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path) -> None:
     other = federation(folder, HONEST, model=replace(MODEL, dim=4), rounds=2)
     with pytest.raises(StateError, match="belongs to another model"):
         run(other, ScriptedGrid(shops(folder)))
-    arrays, _ = read_arrays(folder / "state/checkpoint.safetensors")
+    arrays, _ = read_arrays(folder / "state" / RUN_ID / "checkpoint.safetensors")
     assert arrays["parameters/items.weight"].shape == (NUM_ITEMS, 3)
     assert "another model" in events(other, "run-failed")[0]["reason"]
 

@@ -266,7 +266,7 @@ def test_a_bad_answer_is_left_out_with_its_cause_and_the_sum_goes_on(
     found = sum_outcomes(config, "item-counts")
     assert {found.pop(name) for name in HONEST} == {"released"}
     assert re.match(said, found["evil"], re.DOTALL), found
-    counts, _ = read_arrays(folder / "state/item-counts.safetensors")
+    counts, _ = read_arrays(folder / "state" / RUN_ID / "item-counts.safetensors")
     np.testing.assert_allclose(counts["sum"], total("item-counts", NUM_ITEMS), rtol=1e-6)
     assert {request.num_sums for request, _ in grid.adopted} == {4}
 
@@ -288,7 +288,7 @@ def test_a_sum_below_the_quorum_ends_the_run(folder: Path) -> None:
     members[2].sum_up = declining
     with pytest.raises(RunFailed, match="item-counts: 2 of 3 platforms released, 3 are needed"):
         run(config, members)
-    assert not (folder / "state/item-counts.safetensors").exists()
+    assert not (folder / "state" / RUN_ID / "item-counts.safetensors").exists()
     assert events(config, "round-started") == []
     run(config, shops(folder))
 
@@ -300,7 +300,7 @@ def test_a_sum_that_overflows_ends_the_run_before_it_is_written_down(folder: Pat
         members[place].sum_up = lambda *_, name=name: encode(reply(name, 0), {"sum": huge})
     with pytest.raises(RunFailed, match=r"item-counts: .*overflows"):
         run(federation(folder, HONEST, sums=FEW), members)
-    assert not (folder / "state/item-counts.safetensors").exists()
+    assert not (folder / "state" / RUN_ID / "item-counts.safetensors").exists()
 
 
 # --- Resuming -----------------------------------------------------------------------------------

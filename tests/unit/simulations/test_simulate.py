@@ -128,7 +128,7 @@ def test_a_run_of_sums_has_no_rounds_and_no_noise_but_for_the_sums(
         # Fitted before anything was joined: the same whatever the budget is spent on.
         for model in MODELS - {"joined", "federated"}:
             assert platform["models"][model] == undisturbed["platforms"][name]["models"][model]
-    assert not (tmp_path / "run/federation-state/checkpoint.safetensors").exists()
+    assert not list(tmp_path.glob("run/federation-state/*/checkpoint.safetensors"))
 
 
 # --- Interruptions ------------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_so_does_a_sum(
 
 def begun(run: SimulationRun, kind: str, fact: str) -> list[Any]:
     """What the journal says of each beginning."""
-    journal = read_journal(run.folder / "federation-state")
+    journal = read_journal(run.folder / "federation-state" / run.options.run_id)
     return [event[fact] for _, event in journal if event["event"] == kind]
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from server.journal import Journal, read_journal
-from simulations.progress import JournalProgress
+from server.progress import JournalProgress
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,176 @@
+"""``crossrec client check``: is the platform ready, and what would leave it?
+
+Read-only, and for the operator's own screen: what it finds out about the data goes nowhere else.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+from cryptography import x509
+
+from client.data import load_catalogue, load_platform_data
+from client.node import server_section
+from common.config import split_address
+from common.errors import CrossRecError, DataError
+from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.storage import read_content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from client.config import PlatformConfig, ServerSection
+
+_PATIENCE = 10.0
+_SOON_DAYS = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    """What was looked at."""
+    text: str
+    """What was found; for a problem with the next step."""
+    is_fine: bool = True
+    """False for a problem that keeps the platform out."""
+
+
+def check_platform(config_file: Path, config: PlatformConfig) -> Iterator[Finding]:
+    """Look at everything that a run will need, one finding after the other."""
+    yield from _guarded("data", lambda: _data(config))
+    yield from _guarded("budget", lambda: _budget(config))
+    yield from _guarded("server", lambda: _server(server_section(config_file, config)))
+
+
+def what_would_leave(config: PlatformConfig) -> list[str]:
+    """Everything that a platform with this configuration ever sends, in words."""
+    privacy = config.privacy
+    keyed = getattr(config.catalogue, "key_file", None) is not None
+    listed = getattr(config.catalogue, "assortment", None) is not None
+    items = "keyed hashes of the items it lists" if keyed else "the ids of the items it lists"
+    return [
+        (
+            f"its name ({config.platform.name}) and the population that platform.toml states "
+            f"({config.platform.population})"
+        ),
+        items if listed else "a digest of the shared catalogue",
+        (
+            "when it is asked: noisy counts of items, noisy counts of item pairs, noisy updates of "
+            "item vectors and towers; each user's part is clipped, and all of them together cost a "
+            f"{privacy.unit} at most epsilon {privacy.epsilon:g} at delta {privacy.delta:g}"
+        ),
+        "whether it answers, and how long that takes",
+        "never: user ids, what a user did, user vectors, losses, metrics, numbers of users",
+    ]
+
+
+def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from look()
+    except CrossRecError as error:
+        yield Finding(subject=subject, text=str(error), is_fine=False)
+
+
+def _data(config: PlatformConfig) -> Iterator[Finding]:
+    catalogue = load_catalogue(config)
+    listed = len(catalogue.listing(config.platform.name))
+    yield Finding(
+        subject="catalogue",
+        text=f"{listed} of {catalogue.num_items} items are listed by {config.platform.name}",
+    )
+    data = load_platform_data(config)
+    found = data.users.matrix
+    used = int(np.count_nonzero(np.asarray(found.sum(axis=0)).ravel()))
+    yield Finding(
+        subject="data",
+        text=f"{found.shape[0]} users with {found.nnz} interactions, with {used} of the {listed} "
+        "listed items",
+    )
+    declared = config.platform.population
+    if not declared / 3 <= found.shape[0] <= 3 * declared:
+        yield Finding(
+            subject="population",
+            text=f"platform.toml states {declared}, far from what the data hold; sums are divided "
+            "by it, so a wrong one weakens the model. State a round number near the truth.",
+        )
+
+
+def _budget(config: PlatformConfig) -> Iterator[Finding]:
+    privacy, path = config.privacy, config.state.folder / LEDGER_FILE
+    stated = f"epsilon {privacy.epsilon:g} at delta {privacy.delta:g} for a {privacy.unit}"
+    if not path.exists():
+        yield Finding(subject="budget", text=f"{stated}; nothing is spent yet")
+        return
+    with closing(Ledger(path, read_only=True)) as ledger:
+        spent = ledger.account().epsilon(privacy.delta)
+    left = privacy.epsilon - spent
+    yield Finding(
+        subject="budget",
+        text=f"{stated}; spent {spent:.4f}, left {max(0.0, left):.4f}",
+        is_fine=left > 0,
+    )
+
+
+def _server(server: ServerSection) -> Iterator[Finding]:
+    try:
+        authority = x509.load_pem_x509_certificate(read_content(server.root_certificate))
+    except ValueError as error:
+        raise DataError(
+            "is no certificate",
+            source=server.root_certificate,
+            found=error,
+            expected="the ca.crt of the coordinator",
+        ) from error
+    yield _validity("root certificate", authority)
+    host, port = split_address(server.address)
+    context = ssl.create_default_context(cafile=server.root_certificate)
+    try:
+        with (
+            socket.create_connection((host, port), _PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            shown = secure.getpeercert(binary_form=True)
+            version = secure.version()
+    except ssl.SSLCertVerificationError as error:
+        text = (
+            f"{server.address} shows a certificate that {server.root_certificate} does not vouch "
+            f"for ({error.verify_message}). Ask the coordinator for its ca.crt; do not go on."
+        )
+        yield Finding(subject="server", text=text, is_fine=False)
+        return
+    except OSError as error:
+        text = (
+            f"{server.address} cannot be reached ({error}). Is the coordinator running, and does "
+            "the firewall let this machine out?"
+        )
+        yield Finding(subject="server", text=text, is_fine=False)
+        return
+    yield Finding(subject="server", text=f"{server.address} is reached by {version}")
+    if shown is not None:
+        yield _validity("server certificate", x509.load_der_x509_certificate(shown))
+    try:
+        answer = httpx.get(
+            f"https://{server.address}/health", verify=context, timeout=_PATIENCE, trust_env=False
+        )
+        ready = answer.status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        ready = False
+    text = "the federation is ready" if ready else "reached, but the federation is not running"
+    yield Finding(subject="federation", text=text, is_fine=ready)
+
+
+def _validity(subject: str, certificate: x509.Certificate) -> Finding:
+    end = certificate.not_valid_after_utc
+    left = (end - datetime.now(UTC)).days
+    soon = f", in {left} days: ask the coordinator for a new one" if left < _SOON_DAYS else ""
+    return Finding(subject=subject, text=f"valid until {end:%Y-%m-%d}{soon}", is_fine=left >= 0)

@@ -1,0 +1,110 @@
+"""Child processes of a command: they log to a file, and end when the command ends.
+
+For the commands that wrap other programs; nothing else starts a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_PR_SET_PDEATHSIG = 1
+_SECONDS_TO_STOP = 10.0
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def script(name: str) -> str:
+    """The installed command ``name`` of this very environment, whatever PATH says."""
+    return str(Path(sysconfig.get_path("scripts")) / name)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.bind((host, 0))
+        port: int = found.getsockname()[1]
+    return port
+
+
+class Child:
+    """A running program. On Linux the kernel ends it when its parent is killed, too."""
+
+    def __init__(
+        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start ``command``; its output is appended to ``log``.
+
+        Args:
+            command: program and arguments.
+            log: created with its folder if it is not there; readable by the owner only.
+            environment: variables on top of this process's own. PATH begins with this Python's
+                own folder, so that programs find the ones that were installed with them.
+
+        Raises:
+            StateError: if the program or the log cannot be opened.
+        """
+        self.name = Path(command[0]).name
+        self.log = log
+        variables = {**os.environ, **(environment or {})}
+        variables["PATH"] = os.pathsep.join(
+            [sysconfig.get_path("scripts"), variables.get("PATH", os.defpath)]
+        )
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as output:
+                self._process = subprocess.Popen(  # noqa: S603 - our own commands only
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=variables,
+                    start_new_session=True,  # Ctrl-C reaches the command, which stops its children
+                    preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, no lock
+                )
+        except OSError as error:
+            msg = f"{self.name}: cannot be started ({error.strerror}: {error.filename or log})."
+            raise StateError(msg) from error
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Ask it and all that it started to end; after ten seconds, make them."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_SECONDS_TO_STOP)
+
+    def last_lines(self, count: int = 5) -> str:
+        """The end of its log, for an error message."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(line.rstrip() for line in lines[-count:] if line.strip())
+
+
+def _end_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

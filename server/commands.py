@@ -1,0 +1,257 @@
+"""The ``crossrec server`` commands, for the operator of a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from server.config import FederationConfig
+    from server.status import RunSummary
+
+app = typer.Typer(no_args_is_help=True)
+
+_DEFAULT = Path("federation.toml")
+Config = Annotated[Path, typer.Argument(help="The federation's federation.toml.")]
+
+
+@app.callback()
+def server() -> None:
+    """Run a federation: its coordinator, which never sees what users did.
+
+    Example:
+        crossrec server init market --host coordinator.example --platform shop-a --platform shop-b
+    """
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the federation.")],
+    host: Annotated[
+        list[str], typer.Option(help="Name or address under which platforms reach it; repeatable.")
+    ],
+    platform: Annotated[
+        list[str], typer.Option(help="Name of a platform that may take part; repeatable.")
+    ],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens.")] = 8000,
+    epsilon: Annotated[
+        float, typer.Option(help="What one run costs a user of a platform, in all.")
+    ] = 8.0,
+    delta: Annotated[float, typer.Option(help="At which epsilon is stated.")] = 1e-5,
+    plan: Annotated[
+        str, typer.Option(help="What it is spent on: pairs, ncf or both; see the README.")
+    ] = "pairs",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds of training, where the plan has any.")
+    ] = 30,
+) -> None:
+    """Make a federation: its certificate authority, its certificate, its federation.toml.
+
+    Example:
+        crossrec server init market --host coordinator.example --platform shop-a --platform shop-b
+    """
+    from rich.console import Console
+
+    from server.founding import found_federation
+
+    config = found_federation(
+        folder,
+        hosts=host,
+        port=port,
+        platforms=platform,
+        epsilon=epsilon,
+        delta=delta,
+        plan=plan,
+        rounds=rounds,
+    )
+    Console().print(
+        f"{folder}: a federation of {', '.join(platform)}. Its run costs a user epsilon "
+        f"{epsilon:g} at delta {delta:g}.\n"
+        f"1. Give every platform {folder / 'ca.crt'} (public; {folder / 'ca.key'} is not).\n"
+        f"2. Each one runs: crossrec client init SHOP --name NAME --server {host[0]}:{port} "
+        "--root-certificate ca.crt, and sends you its node.pub.\n"
+        f"3. crossrec server register NAME node.pub {config}\n"
+        f"4. crossrec server run {config}",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+
+
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(help="The platform's name, as in federation.toml.")],
+    key: Annotated[Path, typer.Argument(help="Its public key: the node.pub that it sent.")],
+    config: Config = _DEFAULT,
+) -> None:
+    """Accept a platform's public key.
+
+    From the next start on, whoever holds its private key may answer as this platform. Check with
+    the platform, by telephone for example, that the fingerprint is its own.
+
+    Example:
+        crossrec server register shop-a node.pub market/federation.toml
+    """
+    from server.founding import register_platform
+
+    typer.echo(register_platform(name, key, config, _read(config)))
+
+
+@app.command()
+def run(
+    config: Config = _DEFAULT,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Without a progress display.")] = False,
+    log_format: Annotated[
+        str, typer.Option(help="Of what is logged on standard error: text or json.")
+    ] = "text",
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus metrics and /health at HOST:PORT.")
+    ] = None,
+) -> None:
+    """Run the federation to its end.
+
+    Starts SuperLink and gateway, lets platforms in, asks, adds up, hands over, and stops. Whatever
+    dies is started again. Stopped (Ctrl-C, SIGTERM, a power cut), the run goes on where it was when
+    the same command, or `crossrec server resume`, is given again.
+
+    Example:
+        crossrec server run market/federation.toml
+    """
+    _run(config, quiet=quiet, log_format=log_format, metrics=metrics)
+
+
+@app.command()
+def resume(
+    config: Config = _DEFAULT,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Without a progress display.")] = False,
+    log_format: Annotated[
+        str, typer.Option(help="Of what is logged on standard error: text or json.")
+    ] = "text",
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus metrics and /health at HOST:PORT.")
+    ] = None,
+) -> None:
+    """Go on with a run that was begun; as `run`, but refuses to begin a new one.
+
+    Example:
+        crossrec server resume market/federation.toml
+    """
+    from common.errors import ConfigError
+    from server.journal import journal_size
+
+    federation = _read(config)
+    if journal_size(federation.run_folder) == 0:
+        msg = (
+            f"{federation.run_folder}: there is no run to resume. Begin it: "
+            f"crossrec server run {config}"
+        )
+        raise ConfigError(msg)
+    _run(config, quiet=quiet, log_format=log_format, metrics=metrics)
+
+
+@app.command()
+def status(config: Config = _DEFAULT) -> None:
+    """Show where the run stands, and what each platform last did.
+
+    Example:
+        crossrec server status market/federation.toml
+    """
+    from rich.console import Console
+
+    from server.journal import read_journal
+    from server.status import summarise
+
+    federation = _read(config)
+    run = summarise(event for _, event in read_journal(federation.run_folder))
+    _show(Console(), federation, run)
+
+
+def _read(config: Path) -> FederationConfig:
+    from common.config import load_config
+    from server.config import FederationConfig
+
+    return load_config(config, FederationConfig)
+
+
+def _run(config: Path, *, quiet: bool, log_format: str, metrics: str | None) -> None:
+    import signal
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from server.coordinator import Coordinator
+    from server.journal import journal_size, read_journal
+    from server.progress import JournalProgress
+    from server.status import summarise
+
+    del log_format, metrics
+    federation = _read(config)
+    console = Console(stderr=True)
+    coordinator = Coordinator(config, federation)
+    network = federation.network
+    assert network is not None
+
+    def ready() -> None:
+        typer.echo(
+            f"Run {federation.federation.run_id}: platforms connect to {network.address}; waiting "
+            f"for {federation.federation.quorum} to {len(federation.federation.platforms)} of them."
+        )
+
+    # SIGTERM ends the run as Ctrl-C does: programs are stopped, the checkpoint stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    folder = federation.run_folder
+    start = journal_size(folder)
+    with nullcontext() if quiet else JournalProgress(folder, console, start=start):
+        try:
+            coordinator.run(ready)
+        except KeyboardInterrupt:
+            typer.echo(f"Stopped. Go on with: crossrec server resume {config}", err=True)
+            raise typer.Exit(130) from None
+    run = summarise(event for _, event in read_journal(folder))
+    _show(Console(), federation, run)
+
+
+def _show(console: object, federation: FederationConfig, run: RunSummary) -> None:
+    from datetime import UTC, datetime
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    assert isinstance(console, Console)
+    when = ""
+    if run.updated is not None:
+        when = f", last event {datetime.fromtimestamp(run.updated, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    rounds = f", {run.rounds_done} of {run.rounds} rounds" if run.rounds else ""
+    sums = f", sums: {', '.join(run.sums_done)}" if run.sums_done else ""
+    step = f", at: {run.step}" if run.step else ""
+    console.print(
+        f"Run {federation.federation.run_id}: {run.state}{rounds}{sums}{step}{when}; "
+        f"started {run.num_starts} time(s).",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if run.reason:
+        console.print(Text(f"Cause: {run.reason}", style="red"), soft_wrap=True)
+    table = Table("platform", "joined", "releases", "left out", "result", "last reply")
+    for name in federation.federation.platforms:
+        found = run.platforms.get(name)
+        if found is None:
+            table.add_row(Text(name), "no", "", "", "", "")
+            continue
+        table.add_row(
+            Text(name),
+            "yes" if found.joined else "no",
+            str(found.num_releases),
+            str(found.num_refusals),
+            "yes" if found.has_result else "no",
+            Text(found.last_outcome),
+        )
+    console.print(table)
+    for cause in run.refused:
+        console.print(Text(f"refused {cause}", style="yellow"), soft_wrap=True)
