@@ -1,0 +1,187 @@
+"""Whatever a bundle holds, the platform executes what it installed."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.superexec import run_superexec
+from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal
+from flwr.supernode.runtime import run_clientapp
+
+from client import launcher, supernode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EVIL = """
+from pathlib import Path
+Path({trace!r}).write_text("executed")
+from flwr.clientapp import ClientApp
+from flwr.app import Message, RecordDict
+app = ClientApp()
+@app.query("profile")
+def profile(message, context):
+    return Message(RecordDict(), reply_to=message)
+"""
+PROJECT = """
+[project]
+name = "crossrec-run"
+version = "1.0.0"
+[tool.flwr.app]
+publisher = "crossrec"
+[tool.flwr.app.components]
+serverapp = "server.app:app"
+clientapp = "{reference}"
+"""
+SPEC = ExecutionSpec(
+    task_type=TaskType.CLIENT_APP,
+    runtime_api_address="127.0.0.1:1",
+    token="token",  # noqa: S106 - of no one
+    insecure=True,
+    root_certificates_path=None,
+    runtime_dependency_install=False,
+    parent_pid=None,
+    suppress_output=False,
+    task_id=1,
+)
+
+
+def hostile_bundle(trace: Path, module: str) -> Fab:
+    """A bundle in Flower's format whose ClientApp lies in its own file ``module``."""
+    files = {
+        "pyproject.toml": PROJECT.format(reference=f"{module.replace('/', '.')}:app"),
+        f"{module}.py": EVIL.format(trace=str(trace)),
+    }
+    if "/" in module:
+        files[f"{module.split('/')[0]}/__init__.py"] = ""
+    listed = "\n".join(
+        f"{name},{hashlib.sha256(text.encode()).hexdigest()},{8 * len(text)}"
+        for name, text in files.items()
+    )
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, text in {**files, ".info/CONTENT": listed}.items():
+            archive.writestr(name, text)
+    content = packed.getvalue()
+    return Fab(hashlib.sha256(content).hexdigest(), content, {})
+
+
+class _Quiet:
+    """In place of Flower's connection and heartbeat."""
+
+    is_running = False
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - anything may be asked of it
+        return lambda *_, **__: None
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    modules, path = set(sys.modules), list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith("evil"):
+            del sys.modules[name]
+
+
+def answer_in_child(bundle: Fab, replies: Any, answer: Any) -> None:  # noqa: ANN401
+    """Run Flower's own process for one message, with everything but the network."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(RecordDict(), 1, "query.profile")
+    message.metadata.__dict__["_message_id"] = "1"
+    context = Context(1, 1, {}, RecordDict(), {})
+    run = SimpleNamespace(run_id=1, fab_id="crossrec/crossrec-run", fab_version="1.0.0")
+    vars(run_clientapp).update(
+        RuntimeHttpClient=SimpleNamespace(from_server_address=lambda **_: _Quiet()),
+        HeartbeatSender=_Quiet,
+        make_task_heartbeat_fn_http=lambda _: None,
+        pull_task_input=lambda _: (message, context, run, bundle),
+        push_message=lambda _, reply, __: replies.put(
+            reply.error.reason if reply.has_error() else "answered"
+        ),
+        start_parent_process_monitor=lambda _: None,
+    )
+    answer(SPEC)
+
+
+def outcome(bundle: Fab, answer: Any) -> str:  # noqa: ANN401
+    context = multiprocessing.get_context("fork")
+    replies = context.Queue()
+    process = context.Process(target=answer_in_child, args=(bundle, replies, answer))
+    process.start()
+    reply: str = replies.get(timeout=60)
+    process.join(60)
+    return reply
+
+
+def flowers_own(spec: ExecutionSpec) -> None:
+    """What ``flwr-clientapp`` does."""
+    run_clientapp.run_clientapp(
+        runtime_api_address=spec.runtime_api_address, token=spec.token, insecure=True
+    )
+
+
+@pytest.mark.parametrize("module", ["evil", "client/app", "common/wire"])
+def test_code_in_a_bundle_is_not_executed_nor_unpacked(home: Path, module: str) -> None:
+    trace = home / "trace"
+    reply = outcome(hostile_bundle(trace, module), launcher._answer)
+    assert not trace.exists()
+    assert not list(home.glob("flower/**/*.py"))
+    # The installed application answered: it wants a platform's configuration.
+    assert "the cause is in the platform's own log" in reply
+
+
+def test_flowers_own_process_would_execute_it(home: Path) -> None:
+    # The bundle above is one that Flower accepts: the test must be able to fail.
+    trace = home / "trace"
+    assert outcome(hostile_bundle(trace, "evil"), flowers_own) == "answered"
+    assert trace.read_text() == "executed"
+
+
+def test_a_damaged_bundle_changes_nothing(home: Path) -> None:
+    reply = outcome(Fab("0" * 64, b"no bundle at all", {}), launcher._answer)
+    assert "the cause is in the platform's own log" in reply
+    assert not (home / "flower/apps").exists()
+
+
+def test_only_messages_to_a_clientapp_are_taken() -> None:
+    executor = launcher.InstalledApp()
+    assert executor.get_eligible_capacity(set(TaskType))[0] == {TaskType.CLIENT_APP}
+    for kind in set(TaskType) - {TaskType.CLIENT_APP}:
+        spec = ExecutionSpec(**{**vars(SPEC), "task_type": kind})
+        assert executor.launch(spec).status is LaunchResultStatus.FAILED
+
+
+def test_flower_still_has_the_names_that_are_replaced() -> None:
+    assert {"install_from_fab", "get_load_client_app_fn"} <= set(vars(run_clientapp))
+    assert "get_executor" in vars(run_superexec)
+    assert "time" in vars(start_client_internal)
+
+
+def test_the_supernode_waits_less_and_is_otherwise_flowers(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(supernode.time, "sleep", waits.append)
+    monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)
+    monkeypatch.setattr(
+        supernode, "flower_supernode", lambda: start_client_internal.time.sleep(3)
+    )
+    supernode.main()
+    assert waits == [supernode.LONGEST_WAIT_SECONDS]
