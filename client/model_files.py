@@ -44,7 +44,7 @@ ServedName = Literal["alone", "joined"]
 
 LOCAL_FILE = "local.safetensors"
 
-_ALGORITHM = "1"
+_ALGORITHM = "2"
 """Changes with the code that fits models alone: what another version fitted is fitted again."""
 
 _VALIDATION = "validation"
