@@ -5,7 +5,7 @@ released: not a model, not a weight, not how long it took to choose one. Trainin
 never reads it back (a user's released gradient would then depend on other users).
 
 Every choice is made on validation users, by the metric that is reported; a federated part has to
-gain more than a local one. What was chosen is fitted again on all interactions.
+gain in the ranks of what they gave up as well. What was chosen is fitted again on all interactions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LOCAL_WEIGHTS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _FEDERATED_WEIGHTS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Weights tried for a further part; scores of both are first scaled to the same spread."""
 
-_LOCAL_STDERRS, _FEDERATED_STDERRS = 0.5, 1.0
+_STDERRS = 1.0
 """What a further part has to gain on validation users, in standard errors of the difference."""
 
 _HALF_TRUSTED_PURCHASES = 5.0
@@ -85,7 +85,7 @@ def fit_alone(
     """The best that the platform can do without anybody else, from five kinds of model.
 
     Popularity, ItemKNN, EASE, iALS and neural collaborative filtering are each tuned on the folds.
-    The best one is taken, then each other one is added where that helps by more than half a
+    The best one is taken, then each other one is added where that helps by more than one
     standard error. EASE is left out beyond ``MAX_ITEMS`` items that were bought.
 
     Args:
@@ -104,14 +104,7 @@ def fit_alone(
     first, *others = sorted(fitted, key=lambda name: -means[name])
     adapted = _only(fitted, first)
     for name in others:
-        adapted = _with_part(
-            adapted,
-            name,
-            fitted[name],
-            folds,
-            weights=_LOCAL_WEIGHTS,
-            stderrs=_LOCAL_STDERRS,
-        )
+        adapted = _with_part(adapted, name, fitted[name], folds, weights=_LOCAL_WEIGHTS)
     return adapted
 
 
@@ -161,7 +154,6 @@ def join(
             _best([fit], interactions, folds),
             folds,
             weights=_FEDERATED_WEIGHTS,
-            stderrs=_FEDERATED_STDERRS,
             by_rank=True,
         )
     return adapted
@@ -256,7 +248,6 @@ def _with_part(
     folds: Sequence[Fold],
     *,
     weights: Sequence[float],
-    stderrs: float,
     by_rank: bool = False,
 ) -> Adapted:
     """Give a further part the weight that serves validation users best, or none."""
@@ -269,8 +260,8 @@ def _with_part(
 
     _, scores, weight = max(tried(), key=lambda outcome: outcome[0])
     parts = {**adapted.blend.parts, name: found.part}
-    is_better = _gains(ndcg(scores, folds) - ndcg(adapted.scores, folds), stderrs) and (
-        not by_rank or _gains(log_ranks(scores, folds) - log_ranks(adapted.scores, folds), stderrs)
+    is_better = _gains(ndcg(scores, folds) - ndcg(adapted.scores, folds)) and (
+        not by_rank or _gains(log_ranks(scores, folds) - log_ranks(adapted.scores, folds))
     )
     if not is_better:
         return Adapted(
@@ -281,12 +272,12 @@ def _with_part(
     )
 
 
-def _gains(differences: np.ndarray, stderrs: float) -> bool:
-    """Whether a mean difference is above 0 by that many of its standard errors."""
+def _gains(differences: np.ndarray) -> bool:
+    """Whether a mean difference is above 0 by more than `_STDERRS` of its standard errors."""
     if len(differences) < 2:
         return False
     stderr = float(differences.std(ddof=1)) / len(differences) ** 0.5
-    return bool(differences.mean() > stderrs * stderr)
+    return bool(differences.mean() > _STDERRS * stderr)
 
 
 def _mean_ndcg(scores: Scores, folds: Sequence[Fold]) -> float:

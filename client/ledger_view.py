@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from common.errors import StateError
+from common.messages import is_round
 from common.privacy.account import Account, Entry, account_of, rounds_left
 from common.privacy.accounting import epsilon_spent
 from common.privacy.mechanisms import NEIGHBOURING
@@ -59,7 +60,7 @@ class LedgerStatus:
     num_declined: int
     """Declined requests written down, over life."""
     rounds_left: int | None
-    """Rounds like the last one that the budget still pays for."""
+    """Rounds like the last one that the budget still pays for; None before the first round."""
     curve: tuple[float, ...]
     """Epsilon of the period after each of its reservations (at most 40 of them, evenly)."""
 
@@ -80,6 +81,9 @@ def status_of(account: Account, budget: Budget | None = None) -> LedgerStatus:
         raise StateError(msg)
     spends = account.spends[account.spends_before_period :]
     mechanisms = account.mechanisms()
+    last_round = next(
+        (s.mechanism for s in reversed(account.spends) if is_round(s.request_id)), None
+    )
     places = _evenly(list(range(1, len(spends) + 1)), _WIDTH)
     return LedgerStatus(
         granted=grant.epsilon,
@@ -96,7 +100,9 @@ def status_of(account: Account, budget: Budget | None = None) -> LedgerStatus:
         num_reserved=len(spends),
         num_released=sum(s.request_id in account.releases for s in spends),
         num_declined=account.num_declined,
-        rounds_left=rounds_left(account, budget or grant),
+        rounds_left=(
+            None if last_round is None else rounds_left(account, budget or grant, last_round)
+        ),
         curve=tuple(epsilon_spent(mechanisms[:n], grant.delta) for n in places),
     )
 

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 ServedName = Literal["alone", "joined"]
 """What a platform may serve; the gate chooses."""
 
-_ALGORITHM = "1"
+LOCAL_FILE = "local.safetensors"
+
+_ALGORITHM = "2"
 """Changes with the code that fits models alone: what another version fitted is fitted again."""
 
 _VALIDATION = "validation"
@@ -81,7 +83,7 @@ class ModelFiles:
 
     def __init__(self, folder: Path) -> None:
         """Name the folder; nothing is read yet."""
-        self._local = folder / "local.safetensors"
+        self._local = folder / LOCAL_FILE
         self._federated = folder / "federated.safetensors"
         self._served = folder / "served.txt"
 

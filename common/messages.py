@@ -198,6 +198,12 @@ def sum_request_id(run_id: str, quantity: SumQuantity, platform: str) -> str:
     return f"{run_id}/{quantity}/{platform}"
 
 
+def is_round(request_id: str) -> bool:
+    """Whether a release of this name is a round's, and not a sum's."""
+    parts = request_id.split("/")
+    return len(parts) > 1 and parts[1].isdecimal()
+
+
 def noise_share(trust: TrustMode, num_platforms: int) -> float:
     """The noise that one of ``num_platforms`` adds, over the noise an observer must face.
 

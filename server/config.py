@@ -65,8 +65,8 @@ class CatalogueSection:
 class MechanismSection:
     """``[mechanism]``: what every platform is asked to run in every round."""
 
-    noise_multiplier: float
-    """Noise over clipping norm that an observer faces."""
+    noise_multiplier: float | None = None
+    """Noise over clipping norm that an observer faces; rounds do not run without."""
     clipping_norm: float = 0.25
     """C: bound on one user's contribution."""
     sampling_rate: float = 1.0
@@ -80,15 +80,27 @@ class MechanismSection:
 
     def __post_init__(self) -> None:
         """Refuse a mechanism that no accountant knows, before a platform is asked for it."""
-        self.per_round()
+        self._gaussian(0.0 if self.noise_multiplier is None else self.noise_multiplier)
         if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):
             msg = f"clipping_norm: found {self.clipping_norm}, expected a positive number."
             raise ConfigError(msg)
 
     def per_round(self) -> SampledGaussian:
-        """The mechanism of one round."""
+        """The mechanism of one round.
+
+        Raises:
+            ConfigError: if nobody said how much noise it has.
+        """
+        if self.noise_multiplier is None:
+            msg = (
+                "mechanism.noise_multiplier is missing, and rounds need it; add it, or rounds = 0."
+            )
+            raise ConfigError(msg)
+        return self._gaussian(self.noise_multiplier)
+
+    def _gaussian(self, noise_multiplier: float) -> SampledGaussian:
         return SampledGaussian(
-            noise_multiplier=self.noise_multiplier,
+            noise_multiplier=noise_multiplier,
             sampling_rate=self.sampling_rate,
             steps=self.local_steps,
             unit=self.unit,
@@ -181,7 +193,7 @@ class FederationConfig:
 
     federation: FederationSection
     catalogue: CatalogueSection
-    mechanism: MechanismSection
+    mechanism: MechanismSection = field(default_factory=MechanismSection)
     model: NcfConfig = field(default_factory=NcfConfig)
     training: TrainingSection = field(default_factory=TrainingSection)
     state: StateSection = field(default_factory=StateSection)
@@ -198,6 +210,8 @@ class FederationConfig:
         if self.federation.rounds == 0 and self.sums is None:
             msg = "federation.rounds = 0 makes nothing: add rounds, or a [sums] section."
             raise ConfigError(msg)
+        if self.federation.rounds > 0:
+            self.mechanism.per_round()
         if self.federation.rounds > 0 and self.sums and self.mechanism.sampling_rate < 1:
             msg = (
                 "mechanism.sampling_rate below 1 cannot follow [sums]: ledgers hold a run that "

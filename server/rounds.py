@@ -187,7 +187,7 @@ class FederationRun:
                 model=self._config.model,
                 trust=mechanism.trust,
                 num_platforms=len(nodes),
-                noise_multiplier=mechanism.noise_multiplier,
+                noise_multiplier=mechanism.per_round().noise_multiplier,
                 clipping_norm=mechanism.clipping_norm,
                 sampling_rate=mechanism.sampling_rate,
                 local_steps=mechanism.local_steps,

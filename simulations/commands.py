@@ -291,14 +291,14 @@ def _table(result: RunResult) -> Table:
     for metric, model in columns:
         table.add_column(f"{metric.upper()}\n{_SHORT.get(model, model)}", justify="right")
     if has_federated:
-        table.add_column("joined-\nlocal", justify="right")
+        table.add_column("served-\nlocal", justify="right")
         table.add_column("\nserves", justify="right")
     for name, platform in result.platforms.items():
         epsilon = "none" if platform.epsilon is None else epsilon_text(platform.epsilon)
         row = [name, f"{platform.num_users:,}", epsilon]
         row += [_cell(platform, model, metric) for metric, model in columns]
         if has_federated:
-            row += [_gain(platform), {"alone": "local"}.get(platform.gate or "-", "joined")]
+            row += [_gain(platform), {"alone": "local"}.get(platform.gate or "-", "federated")]
         table.add_row(*row)
     return table
 
@@ -310,5 +310,5 @@ def _cell(platform: PlatformResult, model: str, metric: str) -> str:
 
 
 def _gain(platform: PlatformResult) -> str:
-    gain = platform.joined_gain.get("ndcg@10")
+    gain = platform.gain.get("ndcg@10")
     return "-" if gain is None or gain.mean is None else f"{gain.mean:+.4f}"

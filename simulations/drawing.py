@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MODEL_COLOURS = {"popularity": "#999999", "local": "#0072B2", "federated": "#D55E00"}
 MODEL_ORDER = (
     *("popularity", "item_knn", "ease", "als", "ncf", "local"),
-    *("shared", "joined", "federated", "pooled"),
+    *("shared", "federated", "pooled"),
 )
 """From simple to what the platform serves: the order of bars and columns."""
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")

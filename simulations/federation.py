@@ -175,8 +175,7 @@ def lay_out(
         ),
         catalogue=server.config.CatalogueSection(file=catalogue_file.absolute()),
         mechanism=server.config.MechanismSection(
-            # Without rounds it is not used, and its own range is all that counts.
-            noise_multiplier=budget.rounds.noise_multiplier if budget.rounds else 0.0,
+            noise_multiplier=budget.rounds.noise_multiplier if budget.rounds else None,
             clipping_norm=options.clipping_norm,
             sampling_rate=options.sampling_rate,
             local_steps=options.local_steps,

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 CUTOFFS = (10, 20)
 
 REPORTED_PARTS = ("item_knn", "ease", "als", "ncf", "shared")
-"""Parts of a platform's models that are measured one by one; ``local`` and ``joined`` are blends of
-them, and ``federated`` is the one of both that it serves."""
+"""Parts of a platform's models that are measured one by one; ``local`` is a blend of them, and
+``federated`` is what the platform serves: that blend, or the one with what joining added."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +44,6 @@ class Measured:
     """Means of ``rankings``."""
     gain: dict[str, Gain]
     """By metric: ``federated`` minus ``local`` on the same users."""
-    joined_gain: dict[str, Gain]
-    """By metric: ``joined`` minus ``local`` on the same users, whatever the gate chose."""
     unfinished: tuple[str, ...]
     """Models that were still improving when their epochs ran out."""
     gate: ServedName | None
@@ -54,7 +52,7 @@ class Measured:
     @classmethod
     def nothing(cls) -> Measured:
         """Of a platform that is not measured."""
-        return cls(rankings={}, models={}, gain={}, joined_gain={}, unfinished=(), gate=None)
+        return cls(rankings={}, models={}, gain={}, unfinished=(), gate=None)
 
 
 def measure_platform(
@@ -88,18 +86,20 @@ def measure_platform(
             name: models.parts[name] for name in REPORTED_PARTS if name in models.parts
         }
         scorers["local"] = models.alone
-        if models.joined is not None:
-            scorers["joined"] = models.joined
+        if models.joined is not None and gate is not None:
+            scorers["federated"] = models.joined if gate == "joined" else models.alone
         for name, model in scorers.items():
             scorer = _personal(platform, model, data.users)
             measured[name] = _evaluate(platform, scorer, candidates, seed)
         unfinished = _unfinished(models, config.adaptation.max_epochs)
     gain: dict[str, Gain] = {}
-    joined_gain: dict[str, Gain] = {}
-    if gate is not None and {"joined", "local"} <= measured.keys():
-        measured["federated"] = measured["joined" if gate == "joined" else "local"]
-        gain = _gain(measured["federated"], measured["local"])
-        joined_gain = _gain(measured["joined"], measured["local"])
+    if "federated" in measured:
+        gain = {
+            metric: Gain.measured(
+                paired_difference(measured["federated"], measured["local"], metric)
+            )
+            for metric in ("ndcg@10", "hr@10")
+        }
     if others:
         pooled = _pooled(platform, data, others)
         if pooled is not None:
@@ -108,17 +108,9 @@ def measure_platform(
         rankings=measured,
         models={name: ModelResult.measured(metrics) for name, metrics in measured.items()},
         gain=gain,
-        joined_gain=joined_gain,
         unfinished=unfinished,
         gate=gate,
     )
-
-
-def _gain(first: RankingMetrics, second: RankingMetrics) -> dict[str, Gain]:
-    return {
-        metric: Gain.measured(paired_difference(first, second, metric))
-        for metric in ("ndcg@10", "hr@10")
-    }
 
 
 def _evaluate(

@@ -26,7 +26,7 @@ from simulations.drawing import (
     style_axes,
 )
 from simulations.result import PRIMARY_METRIC
-from simulations.verdict import joined_gain_of
+from simulations.verdict import gain_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from simulations.result import PlatformResult, PrivacyStatement, RunResult
 
 
-UNDRAWN_MODELS = frozenset({"item_knn", "ease", "als", "joined"})
-"""Models that have no bars: parts of ``local``, and what ``federated`` or ``local`` is already."""
+UNDRAWN_MODELS = frozenset({"item_knn", "ease", "als"})
+"""Models that have no bars: parts of ``local``."""
 MAX_PLATFORMS = 16
 """More platforms than this do not fit a figure; the largest are shown and the title says so."""
 
@@ -143,14 +143,14 @@ def epsilon_over_releases(result: RunResult) -> Figure | None:
 
 
 def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | None:
-    """Points of joined minus local against platform size, hollow where the gate refused it.
+    """Points of federated minus local against platform size, hollow where the gate added nothing.
 
-    None where neither was measured.
+    None where it was not measured.
     """
     points = [
         (platform.num_users, gain.mean, gain.stderr or 0.0, name)
         for name, platform in result.platforms.items()
-        if (gain := joined_gain_of(platform, metric)) is not None
+        if (gain := gain_of(platform, metric)) is not None
     ]
     if not points:
         return None
@@ -196,7 +196,7 @@ def gain_by_size(result: RunResult, metric: str = PRIMARY_METRIC) -> Figure | No
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("users in training")
-    axes.set_ylabel(f"{metric_label(metric)}, joined minus local")
+    axes.set_ylabel(f"{metric_label(metric)}, served minus local")
     return figure
 
 

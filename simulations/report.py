@@ -32,7 +32,7 @@ MAX_SENTENCES = 20
 _CAPTIONS = {
     "quality": "Ranking quality of each model on each platform. Higher is better.",
     "epsilon": "Epsilon spent after each release. Lower is more private.",
-    "gain": "Joined minus local. Above the line joining helps, below it harms.",
+    "gain": "Served minus local. Above the line joining helps, below it harms.",
     "overlap": "How much of each platform's catalogue the others list.",
 }
 

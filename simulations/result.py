@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from common.evaluation.metrics import PairedDifference, RankingMetrics
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TIMING_KEYS = frozenset({"wall_seconds", "peak_memory_mb"})
 """Top-level fields that differ between two runs of the same seed; so do a sum's and a round's
 ``seconds``."""
@@ -110,10 +110,9 @@ class PlatformResult(Checked):
         sampling_rate: chance of a user to take part in a round.
         models: by name: ``popularity``, ``local`` (going alone), ``federated`` (joining), others.
         gain: by metric, federated minus local paired over users; may be empty.
-        joined_gain: by metric, ``joined`` minus ``local`` paired over users, served or not.
         unfinished: models that were still improving when their epochs ran out.
-        gate: which of its two models the platform serves, by its own validation users; None if
-            the run did not get there.
+        gate: whether the platform serves what it fitted alone or what joining added to it, by its
+            own validation users; None if the run did not get there.
     """
 
     num_users: int
@@ -131,7 +130,6 @@ class PlatformResult(Checked):
     noise_multiplier: float | None = None
     sampling_rate: float | None = None
     gain: Mapping[str, Gain] = field(default_factory=dict)
-    joined_gain: Mapping[str, Gain] = field(default_factory=dict)
     unfinished: tuple[str, ...] = ()
     gate: Literal["alone", "joined"] | None = None
 

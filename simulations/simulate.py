@@ -296,7 +296,6 @@ class SimulationRun:
             sampling_rate=federation.mechanism.sampling_rate,
             models=measured.models,
             gain=measured.gain,
-            joined_gain=measured.joined_gain,
             unfinished=measured.unfinished,
             gate=measured.gate,
         )

@@ -75,24 +75,16 @@ def gain_of(platform: PlatformResult, metric: str) -> Difference | None:
     gain = platform.gain.get(metric)
     if gain is not None:
         return None if gain.mean is None else Difference(mean=gain.mean, stderr=gain.stderr)
-    joined, alone = platform.models.get("federated"), platform.models.get("local")
-    if joined is None or alone is None:
+    served, alone = platform.models.get("federated"), platform.models.get("local")
+    if served is None or alone is None:
         return None
-    mean, mean_alone = joined.metrics.get(metric), alone.metrics.get(metric)
+    mean, mean_alone = served.metrics.get(metric), alone.metrics.get(metric)
     if mean is None or mean_alone is None:
         return None
-    stderr, stderr_alone = joined.stderr.get(metric), alone.stderr.get(metric)
+    stderr, stderr_alone = served.stderr.get(metric), alone.stderr.get(metric)
     if stderr is None or stderr_alone is None:
         return Difference(mean=mean - mean_alone, stderr=None)
     return Difference(mean=mean - mean_alone, stderr=math.hypot(stderr, stderr_alone))
-
-
-def joined_gain_of(platform: PlatformResult, metric: str) -> Difference | None:
-    """What the shared model would bring, served or not; else what is served brings."""
-    gain = platform.joined_gain.get(metric)
-    if gain is None or gain.mean is None:
-        return gain_of(platform, metric)
-    return Difference(mean=gain.mean, stderr=gain.stderr)
 
 
 def outcome_of(gain: Difference | None, *, unfinished: Collection[str] = ()) -> Outcome:

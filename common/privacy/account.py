@@ -261,18 +261,18 @@ class Account:
         )
 
 
-def rounds_left(account: Account, budget: Budget, *, at_most: int = 100_000) -> int | None:
-    """How many more rounds like the last one the budget pays for; None before the first round."""
-    mechanisms = account.mechanisms()
-    if not account.spends or account.grant is None:
+def rounds_left(
+    account: Account, budget: Budget, mechanism: SampledGaussian, *, at_most: int = 100_000
+) -> int | None:
+    """How many more rounds of ``mechanism`` the budget pays for; None before the first grant."""
+    if account.grant is None:
         return None
     limit, delta = min(account.grant.epsilon, budget.epsilon), account.grant.delta
-    next_round = account.spends[-1].mechanism
-
-    at_most = min(at_most, MAX_STEPS // next_round.steps)
+    mechanisms = account.mechanisms()
+    at_most = min(at_most, MAX_STEPS // mechanism.steps)
 
     def fits(rounds: int) -> bool:
-        several = replace(next_round, steps=next_round.steps * rounds)
+        several = replace(mechanism, steps=mechanism.steps * rounds)
         return epsilon_spent([*mechanisms, several], delta) <= limit
 
     low, high = 0, 1

@@ -12,7 +12,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from simulations.compare.tables import POOLED
 from simulations.compare.verdict import (
     ALONE,
-    JOINED,
     POPULARITY,
     SERVED,
     TRUST_WORDS,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 MAX_CASES = 16
 """More cases than this do not fit a figure."""
-BARS = (POPULARITY, ALONE, JOINED, SERVED, POOLED)
+BARS = (POPULARITY, ALONE, SERVED, POOLED)
 _ACROSS = 4
 
 
@@ -90,7 +89,7 @@ def gain_by_epsilon(result: CompareResult) -> Figure | None:
 
 
 def models_side_by_side(result: CompareResult) -> Figure | None:
-    """Bars of popularity, alone, joined, served and pooled, at the main epsilon."""
+    """Bars of popularity, alone, served and pooled, at the main epsilon."""
     trust = result.trusts[0]
     shown = [case for case in cases(result) if case.platform.setting(trust, result.main_epsilon)]
     shown = shown[:MAX_CASES]

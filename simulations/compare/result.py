@@ -65,7 +65,7 @@ class Setting(Checked):
         epsilon: budget of a user; None without noise.
         epsilon_spent: largest over seeds; None without a guarantee.
         num_seeds: runs that are in here.
-        times_joined: runs in which the platform's gate chose what joining brought.
+        times_joined: runs in which the platform's gate added what joining brought.
         unfinished: models that were still improving when their epochs ran out, in some run.
         models: by name.
         by_popularity: test users by how many others bought their held-out item from the platform;

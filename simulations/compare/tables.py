@@ -8,7 +8,6 @@ from rich.table import Table
 
 from simulations.compare.verdict import (
     ALONE,
-    JOINED,
     POPULARITY,
     SERVED,
     cases,
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 POOLED = "pooled"
 SHORT_TRUST = {"secagg-simulated": "secagg", "local": "local", "none": "none"}
-_COLUMNS = (POPULARITY, ALONE, JOINED, SERVED)
+_COLUMNS = (POPULARITY, ALONE, SERVED)
 _SHORT_MODEL = {POPULARITY: "popular", SERVED: "served"}
 _DASH = "-"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from simulations.compare.statistics import SeededGain
 
-SERVED, ALONE, POPULARITY, JOINED = "federated", "local", "popularity", "joined"
+SERVED, ALONE, POPULARITY = "federated", "local", "popularity"
 
 TRUST_WORDS = {
     "secagg-simulated": "with secure aggregation",
@@ -164,9 +164,6 @@ def _sentences(case: Case, setting: Setting, result: CompareResult) -> str:
     text = _LEADS[outcome].format(case.words)
     if outcome is Outcome.STAYED_ALONE and alone is not None:
         text += f", NDCG@10 {alone:.4f}, {where}"
-        would = gain_over_local(setting, JOINED)
-        if would is not None:
-            text += f" (joined would have been {_numbers(would)})"
     elif gain is not None and alone is not None and served is not None:
         text += f": NDCG@10 {alone:.4f} -> {served:.4f} ({_numbers(gain)}) {where}"
     sentences = [f"{text}."]

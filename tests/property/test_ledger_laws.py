@@ -633,10 +633,12 @@ def test_a_digest_over_joined_fields_is_not_enough() -> None:
 
 
 def check_rounds_left(
-    count: Callable[[Account, Budget], int | None], account: Account, budget: Budget
+    count: Callable[[Account, Budget, SampledGaussian], int | None],
+    account: Account,
+    budget: Budget,
 ) -> None:
     """As many more rounds fit one after the other, and not one more."""
-    left = count(account, budget)
+    left = count(account, budget, account.spends[-1].mechanism)
     assert left is not None
     for number in range(left):
         account = with_one_more(account, budget, number)
@@ -691,6 +693,7 @@ def test_rounds_left_that_is_off_by_one_is_found(off: int) -> None:
 def test_rounds_left_stops_at_most_where_it_is_told(at_most: int) -> None:
     account = account_with([SampledGaussian(noise_multiplier=4.0, sampling_rate=1.0, steps=1)], 2.0)
     budget = Budget(epsilon=2.0, delta=DELTA)
-    everything = rounds_left(account, budget)
+    mechanism = account.spends[-1].mechanism
+    everything = rounds_left(account, budget, mechanism)
     assert everything is not None
-    assert rounds_left(account, budget, at_most=at_most) == min(everything, at_most)
+    assert rounds_left(account, budget, mechanism, at_most=at_most) == min(everything, at_most)

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +19,8 @@ from client.config import PlatformConfig
 from client.ledger_view import sparkline, status_of
 from common.config import dump_config, load_config
 from common.errors import ConfigError, StateError
+from common.messages import sum_request_id
+from common.models.partition import SumQuantity
 from common.privacy.account import Spend
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger
@@ -111,6 +113,34 @@ def test_status_computes_what_it_shows(config: Path) -> None:
     assert "add or remove one user" in shown
     left = next(n for n in range(50) if epsilon_spent([STEP] * (4 + n), 1e-5) > 3.0)
     assert f"{left} like the last one" in shown
+
+
+@pytest.mark.parametrize("rounds_before", [0, 3])
+def test_rounds_left_are_of_the_last_round_and_never_of_sums(
+    config: Path, rounds_before: int
+) -> None:
+    path = config.parent / "state" / LEDGER_FILE
+    if rounds_before == 0:
+        for file in path.parent.glob(f"{LEDGER_FILE}*"):
+            file.unlink()
+    pairs = replace(STEP, noise_multiplier=8.0)
+    with closing(Ledger(path)) as ledger:
+        for quantity in get_args(SumQuantity):
+            spend = Spend(
+                request_id=sum_request_id("summer", quantity, "north"),
+                request_digest=quantity,
+                description=f"run summer, {quantity}",
+                mechanism=pairs,
+                mechanism_if_broken=pairs,
+            )
+            ledger.reserve(spend, load_config(config, PlatformConfig).privacy.budget())
+    shown = run("ledger", "status", config).output
+    if rounds_before == 0:
+        assert "rounds left" not in shown
+    else:
+        spent = [STEP] * rounds_before + [pairs] * 2
+        left = next(n for n in range(50) if epsilon_spent([*spent, *[STEP] * (n + 1)], 1e-5) > 3.0)
+        assert f"{left} like the last one" in shown
 
 
 def test_status_says_which_number_binds(config: Path) -> None:

@@ -20,6 +20,7 @@ from common.messages import (
     SumRequest,
     TrainRequest,
     from_json,
+    is_round,
     to_json,
 )
 from common.models.ncf import NcfConfig
@@ -265,6 +266,9 @@ def test_the_name_of_a_sum_is_run_quantity_and_platform_and_no_round_has_it() ->
     assert SUM.request_id == "spring/item-pairs/north"
     assert replace(SUM, quantity="item-counts").request_id == "spring/item-counts/north"
     assert SUM.round_number == 0
+    assert not is_round(SUM.request_id)
+    assert not is_round("carried-over")
+    assert is_round(replace(TRAIN, platform="1/b").request_id)
 
 
 ARRAYS = {"items.bias": np.zeros(3, np.float32), "items.weight": np.zeros((3, 4), np.float32)}

@@ -65,6 +65,9 @@ def test_a_mechanism_that_no_accountant_knows_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         MechanismSection(**{"noise_multiplier": 1.0, **changes})
+    if "noise_multiplier" not in changes:
+        with pytest.raises(ConfigError, match=named):
+            MechanismSection(**changes)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,19 @@ def test_a_run_has_rounds_or_sums(tmp_path: Path) -> None:
         path.write_text(dump_config(config), encoding="utf-8")
         loaded = load_config(path, FederationConfig)
         assert (loaded.sums, loaded.federation.rounds) == (sums, rounds)
+
+
+def test_noise_of_rounds_is_said_where_there_are_rounds(tmp_path: Path) -> None:
+    path = tmp_path / "federation.toml"
+    text = '[federation]\nrun_id = "x"\nrounds = {}\nplatforms = ["a", "b"]\n'
+    text += '[catalogue]\nfile = "c.csv"\n'
+    text += "[sums]\ncounts_noise_multiplier = 30.0\npairs_noise_multiplier = 10.0\n"
+    path.write_text(text.format(0), encoding="utf-8")
+    assert load_config(path, FederationConfig).mechanism == MechanismSection()
+    for mechanism in ("", "[mechanism]\nclipping_norm = 0.5\n"):
+        path.write_text(text.format(1) + mechanism, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"mechanism\.noise_multiplier is missing"):
+            load_config(path, FederationConfig)
 
 
 def test_sampled_rounds_after_sums_are_refused_before_anybody_pays_for_the_sums(

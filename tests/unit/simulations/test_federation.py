@@ -224,7 +224,7 @@ def test_a_plan_with_sums_asks_for_them_with_the_noise_that_it_has_for_them(
     assert config.sums.counts_noise_multiplier == budget.counts.noise_multiplier
     assert config.sums.pairs_noise_multiplier == budget.pairs.noise_multiplier
     assert config.federation.rounds == num_rounds
-    rounds = 0.0 if budget.rounds is None else budget.rounds.noise_multiplier
+    rounds = None if budget.rounds is None else budget.rounds.noise_multiplier
     assert config.mechanism.noise_multiplier == rounds
     for platform in federation.platforms:
         own = load_config(platform.config_file, client.config.PlatformConfig)

@@ -72,7 +72,7 @@ def test_an_unmeasured_model_has_no_bar_rather_than_a_zero() -> None:
 
 
 def test_models_that_are_parts_of_others_have_no_bars() -> None:
-    names = ("popularity", "item_knn", "ease", "als", "ncf", "local", "shared", "joined")
+    names = ("popularity", "item_knn", "ease", "als", "ncf", "local", "shared")
     models = {name: model(0.2) for name in ("federated", *reversed(names))}
     result = run_result(platforms={"a": replace(platform(), models=models)})
     axes = plots.quality(result).axes[0]

@@ -47,7 +47,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
 
 def test_the_documented_keys_stand_where_the_design_puts_them() -> None:
     document: Any = to_dict(run_result())
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["simulation"] is True
     north = document["platforms"]["north"]
     assert {
@@ -172,7 +172,7 @@ def change(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         pytest.param(change("status", "maybe"), "status", id="unknown status"),
         pytest.param(change("rounds_completed", 3), "3 rounds completed", id="too many rounds"),
         pytest.param(change("platforms", []), "not a valid result", id="platforms is a list"),
-        pytest.param(change("schema_version", 2), "version 2, expected 1", id="other schema"),
+        pytest.param(change("schema_version", 1), "version 1, expected 2", id="other schema"),
         pytest.param(change("wall_seconds", math.inf), "Infinity is not JSON", id="not JSON"),
     ],
 )

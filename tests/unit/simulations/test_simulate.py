@@ -32,7 +32,7 @@ NUM_MESSAGES = 2 + 2 * 2 + 2 * 2 + 2
 
 MODELS = {
     *("popularity", "item_knn", "ease", "als", "ncf"),
-    *("local", "joined", "federated"),
+    *("local", "federated"),
 }
 """Of every plan; rounds add ``shared``."""
 
@@ -126,7 +126,7 @@ def test_a_run_of_sums_has_no_rounds_and_no_noise_but_for_the_sums(
         assert 0.98 * 5.0 < platform["epsilon"] <= 5.0
         assert platform["epsilon"] == document["privacy"]["planned_epsilon"]
         # Fitted before anything was joined: the same whatever the budget is spent on.
-        for model in MODELS - {"joined", "federated"}:
+        for model in MODELS - {"federated"}:
             assert platform["models"][model] == undisturbed["platforms"][name]["models"][model]
     assert not list(tmp_path.glob("run/federation-state/*/checkpoint.safetensors"))
 

@@ -408,23 +408,25 @@ def test_no_noise_never_fits_a_finite_budget() -> None:
 
 @pytest.mark.parametrize("done", [1, 3, FITS - 1, FITS])
 def test_the_rounds_left_are_those_that_the_budget_would_pay(done: int) -> None:
-    assert rounds_left(spent(done), BUDGET) == FITS - done
+    assert rounds_left(spent(done), BUDGET, STEP) == FITS - done
 
 
-def test_the_rounds_left_are_none_before_the_first_and_never_more_than_asked() -> None:
-    assert rounds_left(Account(), BUDGET) is None
-    assert rounds_left(spent(0), BUDGET) is None
+def test_the_rounds_left_are_none_before_a_grant_and_never_more_than_asked() -> None:
+    assert rounds_left(Account(), BUDGET, STEP) is None
+    assert rounds_left(spent(0), BUDGET, STEP) == FITS
     endless = replace(BUDGET, epsilon=math.inf)
-    assert rounds_left(spent(1, endless), endless, at_most=5) == 5
-    assert rounds_left(spent(2), replace(BUDGET, epsilon=0.1)) == 0
+    assert rounds_left(spent(1, endless), endless, STEP, at_most=5) == 5
+    assert rounds_left(spent(2), replace(BUDGET, epsilon=0.1), STEP) == 0
 
 
-def test_the_rounds_left_are_of_this_period_and_of_the_last_kind() -> None:
+def test_the_rounds_left_are_of_this_period_and_of_the_kind_asked_for() -> None:
     lines: Iterable[Line] = [granted(MONTH), *[reserved(one, day(1)) for one in range(1, 7)]]
-    assert rounds_left(account(*lines, granted(MONTH, day(40))), MONTH) == FITS
+    assert rounds_left(account(*lines, granted(MONTH, day(40))), MONTH, STEP) == FITS
     double = replace(STEP, steps=2)
-    assert rounds_left(account(*lines, reserved(7, day(2), double)), MONTH) == 0
-    assert rounds_left(account(granted(MONTH), reserved(7, day(2), double)), MONTH) == FITS // 2 - 1
+    assert rounds_left(account(*lines), MONTH, double) == (FITS - 6) // 2
+    after_double = account(granted(MONTH), reserved(7, day(2), double))
+    assert rounds_left(after_double, MONTH, STEP) == FITS - 2
+    assert rounds_left(after_double, MONTH, double) == FITS // 2 - 1
 
 
 SAMPLED = SampledGaussian(noise_multiplier=4.0, sampling_rate=0.1, steps=1)

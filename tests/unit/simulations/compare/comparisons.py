@@ -71,7 +71,6 @@ def setting(
         models={
             "popularity": model(0.351),
             "local": model(0.418),
-            "joined": model(0.418 + (gain.mean or 0), gain),
             "federated": model(0.418 + (gain.mean or 0), gain),
         },
         by_popularity=groups,
