@@ -46,8 +46,7 @@ file = "catalogue.csv"
 unit = "user"
 trust = "local"                  # every platform adds all the noise: the coordinator is not trusted
 clipping_norm = 0.25             # of a user's gradient in a round
-{rounds_noise}
-{sums}
+{rounds_noise}{sums}
 [state]
 folder = "state"                 # journal, checkpoints, catalogue, Flower's database
 
@@ -102,9 +101,9 @@ def found_federation(
             counts=_rounded_up(budget.counts.noise_multiplier),
             pairs=_rounded_up(budget.pairs.noise_multiplier),
         )
-    rounds_noise = "# noise_multiplier is needed only where there are rounds"
+    rounds_noise = ""
     if budget.rounds:
-        rounds_noise = f"noise_multiplier = {_rounded_up(budget.rounds.noise_multiplier):.6g}"
+        rounds_noise = f"noise_multiplier = {_rounded_up(budget.rounds.noise_multiplier):.6g}\n"
     text = _TEMPLATE.format(
         platforms=json.dumps(list(platforms)),
         quorum=min(2, len(platforms)),
