@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow lint benchmark clean
+.PHONY: help demo test test-slow test-postgres lint benchmark clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' Makefile
@@ -22,6 +22,9 @@ test: lint ## lint, types, import rules, then all tests that take seconds
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 	$(PYTEST) -m slow
+
+test-postgres: $(VENV)/.installed-dev ## SQL sources against a real PostgreSQL (apt-get install postgresql)
+	$(BIN)/pytest -m postgres
 
 lint: $(VENV)/.installed-dev ## style, types and import rules
 	$(BIN)/ruff check

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from client.devices import DeviceName
 from common.config import split_address
+from common.data.sql import SqlQuery
 from common.errors import ConfigError
 from common.privacy.account import Budget
 from common.privacy.engines import ClippingEngine
@@ -37,8 +38,12 @@ class PlatformSection:
 class DataSection:
     """``[data]``."""
 
-    source: Path
-    """File of interactions: CSV, TSV or Parquet, gzip or not."""
+    source: Path | str = field(repr=False)
+    """File of interactions: CSV, TSV or Parquet, gzip or not. Or a database, by SQLAlchemy's URL:
+    ``postgresql+psycopg://user:${NAME}@host/database``, where ``${NAME}`` is an environment
+    variable, so that the password need not stand here."""
+    query: str | None = None
+    """What a database is asked for: ``SELECT`` with a row for each interaction."""
     user_column: str | None = None
     """Name of the column of user ids; recognised if left out."""
     item_column: str | None = None
@@ -47,6 +52,19 @@ class DataSection:
     """Name of the column of ratings; recognised if left out."""
     time_column: str | None = None
     """Name of the column of times; recognised if left out."""
+
+    def __post_init__(self) -> None:
+        """Refuse an address that nothing could be read from."""
+        self.interactions()
+
+    def interactions(self) -> Path | SqlQuery:
+        """Where the interactions are read from."""
+        if isinstance(self.source, str):
+            return SqlQuery(address=self.source, statement=self.query or "")
+        if self.query is not None:
+            msg = "query: is for databases, and source has no :// and is taken for a file."
+            raise ConfigError(msg)
+        return self.source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from common.data.interactions import UserItems, encode_held_out
 from common.data.readers import read_interactions
 from common.data.schema import Columns
 from common.data.splits import leave_last_out
+from common.data.sql import SqlQuery
 from common.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,16 +47,23 @@ class PlatformData:
 
 
 def load_platform_data(config: PlatformConfig) -> PlatformData:
-    """Read a platform's data as ``platform.toml`` says; cached until a file changes.
+    """Read a platform's data as ``platform.toml`` says, once for each request.
+
+    Files are cached until one of them changes. What a query would return has no such sign of change
+    that every database gives, so it is asked each time and never kept: a release is a function of
+    the one result that its request has read.
 
     A user's rows depend on her own interactions only: whether she is a validation user, and what
     she gives up, does not change when others join or leave.
 
     Raises:
+        ConfigError: if the source's address names an environment variable that is not set.
         DataError: if the source or the catalogue cannot be used.
     """
-    stamps = (_stamp(config.data.source), _stamp(config.catalogue.file))
-    return _load(config, stamps)
+    source = config.data.interactions()
+    if isinstance(source, SqlQuery):
+        return _load(config, source)
+    return _load_files(config, source, (_stamp(source), _stamp(config.catalogue.file)))
 
 
 def load_catalogue(config: PlatformConfig) -> Catalogue:
@@ -73,7 +81,13 @@ def _catalogue(file: Path, platform: str, _stamp: tuple[int, int]) -> Catalogue:
 
 
 @lru_cache(maxsize=_CACHED_PLATFORMS)
-def _load(config: PlatformConfig, _stamps: tuple[tuple[int, int], ...]) -> PlatformData:
+def _load_files(
+    config: PlatformConfig, source: Path, _stamps: tuple[tuple[int, int], ...]
+) -> PlatformData:
+    return _load(config, source)
+
+
+def _load(config: PlatformConfig, source: Path | SqlQuery) -> PlatformData:
     catalogue = load_catalogue(config)
     columns = Columns(
         user=config.data.user_column,
@@ -81,7 +95,7 @@ def _load(config: PlatformConfig, _stamps: tuple[tuple[int, int], ...]) -> Platf
         rating=config.data.rating_column,
         time=config.data.time_column,
     )
-    table, _ = read_interactions(config.data.source, columns)
+    table, _ = read_interactions(source, columns)
     name = config.platform.name
     table = table[table["item_id"].isin(catalogue.listed_ids(name))]
     users = UserItems.from_table(table, catalogue, name)

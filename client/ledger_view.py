@@ -81,9 +81,6 @@ def status_of(account: Account, budget: Budget | None = None) -> LedgerStatus:
         raise StateError(msg)
     spends = account.spends[account.spends_before_period :]
     mechanisms = account.mechanisms()
-    last_round = next(
-        (s.mechanism for s in reversed(account.spends) if is_round(s.request_id)), None
-    )
     places = _evenly(list(range(1, len(spends) + 1)), _WIDTH)
     return LedgerStatus(
         granted=grant.epsilon,
@@ -100,11 +97,16 @@ def status_of(account: Account, budget: Budget | None = None) -> LedgerStatus:
         num_reserved=len(spends),
         num_released=sum(s.request_id in account.releases for s in spends),
         num_declined=account.num_declined,
-        rounds_left=(
-            None if last_round is None else rounds_left(account, budget or grant, last_round)
-        ),
+        rounds_left=rounds_like_the_last(account, budget or grant),
         curve=tuple(epsilon_spent(mechanisms[:n], grant.delta) for n in places),
     )
+
+
+def rounds_like_the_last(account: Account, budget: Budget) -> int | None:
+    """Rounds like the last one that the budget still pays for; None before the first round."""
+    rounds = (s.mechanism for s in reversed(account.spends) if is_round(s.request_id))
+    last = next(rounds, None)
+    return None if last is None else rounds_left(account, budget, last)
 
 
 def sparkline(values: tuple[float, ...], top: float) -> str:

@@ -178,6 +178,10 @@ class ModelFiles:
             return "alone"
         return cast("ServedName", name)
 
+    def adopted_at(self) -> float | None:
+        """When a hand-over was last completed, in seconds since 1970; None before the first."""
+        return self._served.stat().st_mtime if self._served.exists() else None
+
     def _belongs(self) -> bool:
         """Whether what joining added is there, and was added to the models that are there."""
         if not (self._local.exists() and self._federated.exists()):

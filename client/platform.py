@@ -408,13 +408,14 @@ class Platform:
             reason = f"refused: {error}"
         else:
             reason = "failed: the cause is in the platform's own log."
+        # The text of any other error may quote a row: see common.logs.
         expected = isinstance(error, CrossRecError)
         log.warning(
             "%s declined a request of run %s (round %d): %s",
             self.name,
             run_id,
             round_number,
-            error,
+            error if expected else type(error).__name__,
             exc_info=None if expected else error,
         )
         return Reply(

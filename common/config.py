@@ -2,7 +2,8 @@
 
 A schema is a dataclass; a field that is itself a dataclass is a section. Field types may be
 ``str``, ``int``, ``float``, ``bool``, ``Path``, ``Literal[...]``, ``X | None``, ``tuple[X, ...]``,
-``tuple[X, Y]`` and dataclasses. TOML keys are the field names.
+``tuple[X, Y]`` and dataclasses. TOML keys are the field names. A field of type ``Path | str`` is a
+path, unless it holds ``://``: then it is an address, and stays as it is.
 
 Every mistake in a file is a :class:`~common.errors.ConfigError` that names the file, the section
 and the key. What a value may be is for the dataclass to check in ``__post_init__``: a
@@ -40,6 +41,7 @@ T = TypeVar("T", bound="DataclassInstance")
 
 _TOML_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 _UNION_TYPES = (Union, types.UnionType)
+_PLACE = Path | str
 
 
 def load_config(path: Path, schema: type[T]) -> T:
@@ -140,6 +142,10 @@ class _Parser:
 
     def _value(self, found: object, hint: Any, place: str) -> Any:  # noqa: ANN401 - any field type
         origin = get_origin(hint)
+        if hint == _PLACE:
+            if not isinstance(found, str):
+                raise self._wrong(found, hint, place)
+            return self._value(found, str if "://" in found else Path, place)
         if origin in _UNION_TYPES:
             return self._value(found, _without_none(hint), place)
         if origin is Literal:
@@ -247,8 +253,10 @@ def _shown(found: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _expected(hint: Any) -> str:  # noqa: ANN401
+def _expected(hint: Any) -> str:  # noqa: ANN401, PLR0911 - one line for each type
     origin = get_origin(hint)
+    if hint == _PLACE:
+        return "a path or an address (a string)"
     if origin in _UNION_TYPES:
         return _expected(_without_none(hint))
     if origin is Literal:

@@ -1,8 +1,9 @@
 """From files to platforms: read interactions, held-out pairs and whole federations, checked.
 
-Whatever is wrong with a file becomes one :class:`~common.errors.DataError` that names the
-file, the line or column, what was found and what is expected. Nothing is guessed silently:
-rows left out (duplicates, unlisted items) are counted on the :class:`PlatformTable`.
+A query is read like a file. Whatever is wrong with either becomes one
+:class:`~common.errors.DataError` that names the source, the line or column, what was found and what
+is expected. Nothing is guessed silently: rows left out (duplicates, unlisted items) are counted on
+the :class:`PlatformTable`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pandas as pd
 from common.data.catalogue import derive_catalogue, read_catalogue
 from common.data.marketplace import Marketplace
 from common.data.schema import Columns, PlatformTable, match_columns
+from common.data.sql import SqlQuery, read_query
 from common.data.tables import RawTable, check_header, first_row, read_raw
 from common.data.values import ratings, timestamps
 from common.errors import DataError
@@ -41,14 +43,16 @@ _PAIR: Final = ["user_id", "item_id"]
 _ALL_COLUMNS: Final = Columns()
 
 
-def read_interactions(path: Path, columns: Columns = _ALL_COLUMNS) -> tuple[pd.DataFrame, int]:
-    """Read one file of interactions.
+def read_interactions(
+    source: Path | SqlQuery, columns: Columns = _ALL_COLUMNS
+) -> tuple[pd.DataFrame, int]:
+    """Read one file of interactions, or what a database has of them.
 
     Of several rows with one user and item the latest is kept (without times, the one with
     the highest rating).
 
     Args:
-        path: CSV, TSV or Parquet, plain or gzipped; text needs a header line.
+        source: CSV, TSV or Parquet, plain or gzipped, where text needs a header line; or a query.
         columns: explicit column names, where the usual spellings do not fit.
 
     Returns:
@@ -56,9 +60,10 @@ def read_interactions(path: Path, columns: Columns = _ALL_COLUMNS) -> tuple[pd.D
         duplicate rows left out.
 
     Raises:
-        DataError: if the file cannot be used as it is.
+        ConfigError: if a query's address names an environment variable that is not set.
+        DataError: if the source cannot be used as it is.
     """
-    _, frame = _read_checked(path, columns)
+    _, frame = _read_checked(source, columns)
     return _without_duplicates(frame.reset_index(drop=True))
 
 
@@ -288,14 +293,17 @@ def _read_held_out(
 
 
 def _read_checked(
-    path: Path, columns: Columns, *, is_held_out: bool = False
+    source: Path | SqlQuery, columns: Columns, *, is_held_out: bool = False
 ) -> tuple[RawTable, pd.DataFrame]:
-    """Read and check a file; the frame keeps the index of the raw table.
+    """Read and check a file or query; the frame keeps the index of the raw table.
 
     Held-out pairs need no rating and no time even where ``columns`` names them for the
     interactions, and their time is not read.
     """
-    raw = read_raw(path, num_recognised=lambda names: len(match_columns(names, columns)))
+    if isinstance(source, SqlQuery):
+        raw = read_query(source)
+    else:
+        raw = read_raw(source, num_recognised=lambda names: len(match_columns(names, columns)))
     wanted = replace(columns, rating=None, time=None) if is_held_out else columns
     places = match_columns(raw.names, columns)
     if is_held_out:
@@ -324,7 +332,7 @@ def _check_columns(raw: RawTable, places: dict[Role, int], columns: Columns) -> 
         spelling = name or f"{role}_id"
         raise DataError(
             f"the {role} column is missing",
-            source=raw.path,
+            source=raw.source,
             found=f"columns {', '.join(raw.names)}",
             expected=f"a column {spelling!r}"
             + ("" if name else " or a usual spelling, or its name given explicitly"),

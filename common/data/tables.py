@@ -1,5 +1,7 @@
 """One file of any supported form, as a table of columns that still knows its line numbers.
 
+What a database returns becomes the same kind of table, see :mod:`common.data.sql`.
+
 Text is read as text: no value is turned into a number or a missing value here.
 """
 
@@ -19,7 +21,7 @@ import pyarrow.parquet as pq
 from common.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 _WHITESPACE: Final = r"\s+"
@@ -34,9 +36,10 @@ _BROKEN_GZIP: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RawTable:
-    """A file's columns as they are; ``frame.index`` holds each row's position in the file."""
+    """A source's columns as they are; ``frame.index`` holds each row's position in it."""
 
-    path: Path
+    source: object
+    """File or query, as errors name it."""
     names: tuple[str, ...]
     frame: pd.DataFrame
     is_text: bool
@@ -58,7 +61,7 @@ class RawTable:
             types = {type(value).__name__ for value in values if value is not None}
             raise DataError(
                 "the column has a type that is no id",
-                source=self.path,
+                source=self.source,
                 found=", ".join(sorted(types)),
                 expected="text or integers",
                 column=self.names[position],
@@ -93,7 +96,7 @@ class RawTable:
         if not self.is_text:
             return DataError(
                 f"row {row + 1}: {problem}",
-                source=self.path,
+                source=self.source,
                 found=found,
                 expected=expected,
                 column=column,
@@ -103,7 +106,7 @@ class RawTable:
         breaks = sum(int(before.iloc[:, k].str.count("\n").sum()) for k in range(before.shape[1]))
         return DataError(
             problem,
-            source=self.path,
+            source=self.source,
             found=found,
             expected=expected,
             line=row + 2 + breaks,
@@ -177,17 +180,30 @@ def _read_parquet(path: Path) -> RawTable:
         raise DataError(
             "the file holds no rows", source=path, found="0 rows", expected="at least one row"
         )
+    return raw_table(table.columns, names, path)
+
+
+def raw_table(
+    columns: Iterable[pa.ChunkedArray], names: tuple[str, ...], source: object
+) -> RawTable:
+    """Columns that have types, as a table.
+
+    Args:
+        columns: of one length, in the order of ``names``.
+        names: what the source calls them.
+        source: what errors call the source.
+    """
     # Column by column, with nulls as they are: to_pandas() on a table would turn an integer
     # column with a null into floats, and "7" into "7.0".
-    columns = [table.column(k).to_pandas(integer_object_nulls=True) for k in range(len(names))]
-    columns = [
+    series = [column.to_pandas(integer_object_nulls=True) for column in columns]
+    series = [
         values.astype(values.cat.categories.dtype)
         if isinstance(values.dtype, pd.CategoricalDtype)
         else values
-        for values in columns
+        for values in series
     ]
     return RawTable(
-        path=path, names=names, frame=pd.DataFrame(dict(enumerate(columns))), is_text=False
+        source=source, names=names, frame=pd.DataFrame(dict(enumerate(series))), is_text=False
     )
 
 
@@ -235,14 +251,14 @@ def _read_text(
             found="0 rows",
             expected="at least one row below the header",
         )
-    return RawTable(path=path, names=names, frame=frame, is_text=True)
+    return RawTable(source=path, names=names, frame=frame, is_text=True)
 
 
-def no_header_error(path: Path, names: Sequence[str]) -> DataError:
+def no_header_error(source: object, names: Sequence[str]) -> DataError:
     """A file starts with values: say so without repeating them, they belong to a user."""
     return DataError(
         "the file has no header line",
-        source=path,
+        source=source,
         found=f"{len(names)} values and no column name",
         expected="a first line with the column names, for example "
         "user_id, item_id, rating, timestamp with the separator of the file (add it)",
@@ -256,7 +272,7 @@ def check_header(raw: RawTable) -> None:
     For a caller that has recognised no column at all.
     """
     if raw.is_text and _looks_like_values(raw.names):
-        raise no_header_error(raw.path, raw.names)
+        raise no_header_error(raw.source, raw.names)
 
 
 def _looks_like_values(names: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,6 @@ from common.privacy.ledger import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from scipy.sparse import csr_matrix
 
@@ -73,6 +73,12 @@ def move_in(folder: Path, *, simulation: bool = True, **privacy: Any) -> Platfor
         adaptation=AdaptationSection(max_epochs=2),
         simulation=SimulationSection(seed=3) if simulation else None,
     )
+
+
+def purchases(config: PlatformConfig) -> Path:
+    """The file that the platform's interactions are in."""
+    assert isinstance(config.data.source, Path)
+    return config.data.source
 
 
 def shared_arrays(model: NcfConfig = MODEL, seed: int = 0) -> Arrays:

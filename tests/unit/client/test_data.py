@@ -1,17 +1,27 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import client.data
 from client.data import load_catalogue, load_platform_data
 from common.data.readers import read_interactions
 from common.errors import DataError
-from tests.unit.client.homes import NAME, NUM_LISTED, NUM_USERS, move_in, write_users
+from tests.unit.client.homes import (
+    NAME,
+    NUM_LISTED,
+    NUM_USERS,
+    move_in,
+    purchases,
+    write_users,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +73,7 @@ def test_a_user_who_comes_or_goes_changes_no_other_users_row(
     everyone = rows(load_platform_data(config))
     assert any(row.held_out[0] for row in everyone.values())
     for users in (range(1, NUM_USERS), range(NUM_USERS + 3), [7]):
-        write_users(config.data.source, users)
+        write_users(purchases(config), users)
         others = rows(load_platform_data(config))
         assert len(others) == len(users)
         for user in everyone.keys() & others.keys():
@@ -116,7 +126,7 @@ def test_who_has_too_few_interactions_is_never_asked(config: PlatformConfig) -> 
     """Nobody is left with fewer than two, or asked for an interaction that she does not have."""
     lines = [f"u{size},i{item:02d},{item}" for size in range(1, 8) for item in range(size)]
     text = "\n".join(["user_id,item_id,timestamp", *lines])
-    config.data.source.write_text(text, encoding="utf-8")
+    purchases(config).write_text(text, encoding="utf-8")
     found = rows(load_platform_data(config))
     for size in range(1, 8):
         row = found[f"u{size}"]
@@ -135,7 +145,7 @@ def test_the_share_of_validation_users_follows_the_public_size_not_the_count(
 
 
 def test_items_that_the_catalogue_does_not_list_here_are_left_out(config: PlatformConfig) -> None:
-    with config.data.source.open("a", encoding="utf-8") as file:
+    with purchases(config).open("a", encoding="utf-8") as file:
         file.write("u000,i13,999\nu000,unheard-of,999\nu999,i13,999\n")
     data = load_platform_data(config)
     assert data.users.num_items == NUM_LISTED
@@ -156,37 +166,56 @@ def test_files_are_read_once_until_they_change(
     first = load_platform_data(config)
     assert load_platform_data(config) is first
     assert len(reads) == 1
-    write_users(config.data.source, range(NUM_USERS + 1))
+    write_users(purchases(config), range(NUM_USERS + 1))
     second = load_platform_data(config)
     assert len(reads) == 2
     assert second.users.num_users == NUM_USERS + 1
     assert second.users_digest != first.users_digest
 
 
+def test_a_database_is_asked_for_each_request_and_gives_what_a_file_gives(
+    config: PlatformConfig, tmp_path: Path
+) -> None:
+    shop = tmp_path / "shop.db"
+    with closing(sqlite3.connect(shop)) as database, database:
+        pd.read_csv(purchases(config)).to_sql("orders", database, index=False)
+    statement = "SELECT * FROM orders ORDER BY random()"
+    data = replace(config.data, source=f"sqlite:///{shop}", query=statement)
+    asked = replace(config, data=data)
+    first = load_platform_data(asked)
+    assert rows(first) == rows(load_platform_data(config))
+    assert first.users_digest == load_platform_data(config).users_digest
+    status = shop.stat()
+    with closing(sqlite3.connect(shop)) as database, database:
+        database.execute("UPDATE orders SET user_id = 'u500' WHERE user_id = 'u000'")
+    os.utime(shop, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert set(rows(load_platform_data(asked))) == set(rows(first)) - {"u000"} | {"u500"}
+
+
 def test_a_file_of_the_same_length_is_read_again_when_its_time_changed(
     config: PlatformConfig,
 ) -> None:
     before = rows(load_platform_data(config))
-    text = config.data.source.read_text(encoding="utf-8")
-    config.data.source.write_text(text.replace("u000,", "u500,"), encoding="utf-8")
-    os.utime(config.data.source, ns=(1, 1))
+    text = purchases(config).read_text(encoding="utf-8")
+    purchases(config).write_text(text.replace("u000,", "u500,"), encoding="utf-8")
+    os.utime(purchases(config), ns=(1, 1))
     assert set(rows(load_platform_data(config))) == set(before) - {"u000"} | {"u500"}
 
 
 def test_the_users_digest_names_the_users_in_order(config: PlatformConfig, tmp_path: Path) -> None:
     digest = load_platform_data(config).users_digest
-    text = config.data.source.read_text(encoding="utf-8")
+    text = purchases(config).read_text(encoding="utf-8")
     header, *lines = text.splitlines()
     shuffled = replace(config, data=replace(config.data, source=tmp_path / "shuffled.csv"))
     order = np.random.default_rng(0).permutation(len(lines))
-    shuffled.data.source.write_text("\n".join([header, *(lines[k] for k in order)]))
+    purchases(shuffled).write_text("\n".join([header, *(lines[k] for k in order)]))
     assert load_platform_data(shuffled).users_digest == digest
     assert rows(load_platform_data(shuffled)) == rows(load_platform_data(config))
 
 
 def test_columns_can_be_named(config: PlatformConfig) -> None:
-    text = config.data.source.read_text(encoding="utf-8")
-    config.data.source.write_text(text.replace("user_id,item_id,timestamp", "who,what,when"))
+    text = purchases(config).read_text(encoding="utf-8")
+    purchases(config).write_text(text.replace("user_id,item_id,timestamp", "who,what,when"))
     with pytest.raises(DataError, match="column"):
         load_platform_data(config)
     named = replace(config.data, user_column="who", item_column="what", time_column="when")
@@ -194,7 +223,7 @@ def test_columns_can_be_named(config: PlatformConfig) -> None:
 
 
 def test_the_catalogue_is_read_without_any_user_data(config: PlatformConfig) -> None:
-    config.data.source.unlink()
+    purchases(config).unlink()
     assert len(load_catalogue(config).listing(NAME)) == NUM_LISTED
 
 

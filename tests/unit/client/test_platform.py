@@ -55,6 +55,7 @@ from tests.unit.client.homes import (
     durable_rows,
     fit_quickly,
     move_in,
+    purchases,
     shared_arrays,
     train_request,
     write_catalogue_file,
@@ -156,7 +157,7 @@ def test_a_profile_holds_public_facts_and_touches_no_data(
     config: PlatformConfig, data_is_locked: None
 ) -> None:
     del data_is_locked
-    config.data.source.unlink()
+    purchases(config).unlink()
     profile = Platform(replace(config, platform=replace(config.platform, population=31))).profile()
     assert json.loads(to_json(profile)) == {
         "platform": NAME,
@@ -178,7 +179,7 @@ def test_over_budget_is_declined_and_data_stay_untouched(
     config = move_in(tmp_path, epsilon=5.0)  # one round at noise 1 costs 4.4, two cost 6.6
     released(config)
     request.getfixturevalue("data_is_locked")
-    config.data.source.unlink()
+    purchases(config).unlink()
     reply, release = train(config, round_number=2)
     assert release is None
     assert reply.outcome == "declined"
@@ -279,7 +280,7 @@ def test_a_repeated_request_gets_the_same_bits_for_nothing(
     config = move_in(tmp_path, simulation=simulation)
     first = released(config)
     request.getfixturevalue("data_is_locked")
-    config.data.source.unlink()
+    purchases(config).unlink()
     for _ in range(2):
         reply, again = train(config)
         assert reply.outcome == "released"
@@ -485,7 +486,7 @@ def test_a_failed_adoption_looks_like_any_other_from_outside_and_leaves_what_was
         undisturbed = Platform(config).adopt(adopt_request(config), shared_arrays())
     before = model_folder(config)
     assert served(config) == "joined"
-    write_users(config.data.source, range(NUM_USERS + 1))  # so that all is fitted again
+    write_users(purchases(config), range(NUM_USERS + 1))  # so that all is fitted again
     with monkeypatch.context() as patch:
         patch.setattr(*ADAPTING[where], fail)
         reply = Platform(config).adopt(adopt_request(config), shared_arrays(seed=1))
@@ -584,7 +585,7 @@ def test_when_users_come_or_go_those_who_stay_keep_their_vectors(
 ) -> None:
     few = {"noise_multiplier": 20.0}
     released(config, **few)
-    write_users(config.data.source, users)
+    write_users(purchases(config), users)
     released(config, round_number=2, **few)
     released(config, round_number=3, **few)
     sizes = [len(vectors.values) for vectors in vectors_given]
@@ -783,9 +784,9 @@ def test_what_changes_nothing_alone_is_not_fitted_again(
     adopt(replace(config, state=replace(config.state, keep_releases=1)))
     released(config)
     adopt(config)
-    text = config.data.source.read_text(encoding="utf-8")
+    text = purchases(config).read_text(encoding="utf-8")
     header, *lines = text.splitlines()
-    config.data.source.write_text("\n".join([header, *reversed(lines)]), encoding="utf-8")
+    purchases(config).write_text("\n".join([header, *reversed(lines)]), encoding="utf-8")
     adopt(config)
     assert len(fits) == 1
     assert model_folder(config)["local.safetensors"] == alone
@@ -798,22 +799,22 @@ def newer_algorithm(_: PlatformConfig, patch: pytest.MonkeyPatch) -> None:
 
 
 def sold_more(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
-    with config.data.source.open("a", encoding="utf-8") as file:
+    with purchases(config).open("a", encoding="utf-8") as file:
         unbought = next(k for k in range(NUM_LISTED) if not bought(config, f"u000,i{k:02d},"))
         file.write(f"u000,i{unbought:02d},999\n")
 
 
 def bought(config: PlatformConfig, line: str) -> bool:
-    return line in config.data.source.read_text(encoding="utf-8")
+    return line in purchases(config).read_text(encoding="utf-8")
 
 
 def user_left(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
-    write_users(config.data.source, range(1, NUM_USERS))
+    write_users(purchases(config), range(1, NUM_USERS))
 
 
 def user_renamed(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:
-    text = config.data.source.read_text(encoding="utf-8")
-    config.data.source.write_text(text.replace("u019,", "u0190,"), encoding="utf-8")
+    text = purchases(config).read_text(encoding="utf-8")
+    purchases(config).write_text(text.replace("u019,", "u0190,"), encoding="utf-8")
 
 
 def damaged(config: PlatformConfig, _: pytest.MonkeyPatch) -> None:

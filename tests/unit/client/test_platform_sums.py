@@ -36,6 +36,7 @@ from tests.unit.client.homes import (
     durable_rows,
     fit_quickly,
     move_in,
+    purchases,
     shared_arrays,
     sum_request,
     train_request,
@@ -102,7 +103,7 @@ def true_sum(config: PlatformConfig, quantity: SumQuantity) -> np.ndarray:
     """From the file of purchases, in plain floats: all of them."""
     asked = asked_arrays(quantity)
     users: dict[str, set[int]] = {}
-    with config.data.source.open(encoding="utf-8") as file:
+    with purchases(config).open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             users.setdefault(row["user_id"], set()).add(int(row["item_id"][1:]))
     owned = np.array([[item in own for item in asked["items"]] for own in users.values()])
@@ -309,7 +310,7 @@ def test_a_repeated_request_gets_the_same_bytes_for_nothing(
     config = move_in(tmp_path, simulation=simulation)
     first = released(config, quantity)
     request.getfixturevalue("data_is_locked")
-    config.data.source.unlink()
+    purchases(config).unlink()
     for _ in range(2):  # every call opens the state anew, as after a restart
         assert pack_arrays(released(config, quantity), {}) == pack_arrays(first, {})
     assert (durable_rows(config, "reserve"), durable_rows(config, "commit")) == (1, 1)
@@ -352,7 +353,7 @@ def test_over_budget_is_declined_and_data_stay_untouched(
     config = move_in(tmp_path, epsilon=5.0)  # one at noise 1 costs 4.4, two cost 6.6
     released(config, "item-counts", noise_multiplier=1.0)
     request.getfixturevalue("data_is_locked")
-    config.data.source.unlink()
+    purchases(config).unlink()
     reply, release = ask(config, noise_multiplier=1.0)
     assert release is None
     assert reply.reason.startswith("budget: run spring, item-pairs would bring the spend to eps")
@@ -724,7 +725,7 @@ def test_a_failure_with_others_pairs_leaves_what_was_served(
         patch.setattr(client.platform, "join", join_gladly)
         adopt(config, handed(OTHERS))
     before = {path.name: path.read_bytes() for path in config.state.folder.glob("model/*")}
-    with config.data.source.open("a", encoding="utf-8") as file:
+    with purchases(config).open("a", encoding="utf-8") as file:
         file.write("u999,i00,1\n")
 
     def fail(*_: object) -> NoReturn:
