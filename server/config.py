@@ -130,7 +130,7 @@ class TrainingSection:
     """Part of a user's fitted vector that each of her gradients leaves out, by her own coins."""
     strategy: Literal["fedadam", "fedavg"] = "fedadam"
     """How the server applies the mean update."""
-    server_learning_rate: float = 0.02
+    server_learning_rate: float = 0.06
     """Step length on the server; FedAdam's falls to 0 over the planned rounds."""
     momentum: float = 0.9
     """First-moment decay of both strategies; 0 switches momentum off."""
