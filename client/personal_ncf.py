@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
-from client.trainer import blocks_of_users, user_batch
+from client.trainer import blocks_of_users, dropped_out, user_batch
 from common.evaluation.metrics import evaluate
 from common.messages import from_json, to_json
 from common.models.losses import user_losses
@@ -124,7 +124,7 @@ def fit_personal_ncf(
             for block in blocks_of_users(config, interactions, users):
                 rows = vectors[torch.from_numpy(block)]
                 batch = user_batch(config, interactions, block, rng)
-                kept = _dropout(rows, generator)
+                kept = dropped_out(rows, DROPOUT, generator)
                 penalty = WEIGHT_DECAY * rows.square().sum()
                 part = (user_losses(model, kept, batch).sum() + penalty) / len(users)
                 part.backward()
@@ -170,12 +170,6 @@ def fit_user_vectors(
         batch = user_batch(config, interactions, users, rng)
         vectors.fit_(model, torch.from_numpy(users), batch, USER_STEPS)
     return _snapshot(model, vectors.values)
-
-
-def _dropout(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Dropout whose coins come from ``generator`` (torch's own uses the global one)."""
-    kept = torch.rand(rows.shape, generator=generator) >= DROPOUT
-    return rows * kept / (1.0 - DROPOUT)
 
 
 def _snapshot(model: SharedNcf, vectors: Tensor) -> PersonalNcf:

@@ -461,4 +461,5 @@ def _plan(request: TrainRequest) -> TrainingPlan:
         denominator=request.denominator,
         learning_rate=request.learning_rate,
         user_steps=request.user_steps,
+        dropout=request.dropout,
     )

@@ -1,7 +1,8 @@
 """One round of differentially private training on one platform (DP-FedSGD, DP-FedAvg).
 
-``local_steps`` times: draw a Poisson sample of users, fit their private vectors, sum their
-clipped gradients of the shared parameters, add noise, divide by a public constant, step.
+``local_steps`` times: draw a Poisson sample of users, fit their private vectors, drop a part of
+each vector, sum the clipped gradients of the shared parameters, add noise, divide by a public
+constant, step.
 One step is DP-FedSGD, several are DP-FedAvg with noise in every step (Abadi et al. 2016,
 arXiv:1607.00133, algorithm 1; McMahan et al. 2018, arXiv:1710.06963).
 """
@@ -58,6 +59,8 @@ class TrainingPlan:
     """Step length."""
     user_steps: int
     """Private Adam steps on the sampled users' vectors before their gradients are taken."""
+    dropout: float
+    """Probability with which each number of a fitted vector is left out of her gradient."""
 
 
 def train_round(
@@ -78,7 +81,8 @@ def train_round(
     any adaptively chosen ``shared``. A user's private vector may follow from earlier rounds in
     which she was sampled: given the releases so far, each step's sum under presence is a mixture
     over her vectors of sums within C of the sum under absence, and other users' coins and
-    vectors are independent of her, so every step has the same dominating pair.
+    vectors are independent of her, so every step has the same dominating pair. Dropout is part of
+    that mixture: its coins are the user's own, and her gradient is clipped after it.
 
     Args:
         config: the model.
@@ -101,6 +105,7 @@ def train_round(
     model.to(device)
     vectors = vectors.copy().to(device)
     negatives = np.random.default_rng(source.seed())
+    coins = torch.Generator().manual_seed(source.seed())
     add_clipped_gradients_, sums = clipping_engine(engine), zero_sums(model)
     with nullcontext() if config.loss == "softmax" else _one_thread():
         for _ in range(plan.local_steps):
@@ -108,7 +113,8 @@ def train_round(
             for users in blocks_of_users(config, interactions, sample):
                 batch = user_batch(config, interactions, users, negatives).to(device)
                 fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
-                add_clipped_gradients_(sums, model, fitted, batch, plan.clipping_norm)
+                kept = dropped_out(fitted, plan.dropout, coins)
+                add_clipped_gradients_(sums, model, kept, batch, plan.clipping_norm)
             take_noisy_step_(model, sums, plan, source)
     update = {
         name: parameter.detach().cpu().numpy() - shared[name]
@@ -118,6 +124,17 @@ def train_round(
         msg = "the update holds NaN or infinity; nothing was released. Lower the learning rate."
         raise NonFiniteUpdate(msg)
     return update, vectors.to("cpu")
+
+
+def dropped_out(vectors: Tensor, dropout: float, coins: torch.Generator) -> Tensor:
+    """``vectors`` with each number 0 with probability ``dropout``, and the others scaled up to it.
+
+    Srivastava et al. 2014, "Dropout", with coins that ``coins`` repeats (torch's own are global).
+    """
+    if dropout == 0:
+        return vectors
+    kept = torch.rand(vectors.shape, generator=coins) >= dropout
+    return vectors * kept.to(vectors.device) / (1.0 - dropout)
 
 
 @contextmanager

@@ -28,11 +28,15 @@ TRAIN = "train.round"
 SUM = "train.sum"
 ADOPT = "query.adopt"
 
+MAX_DROPOUT = 0.9
+"""Most that a gradient may leave out of a user's vector."""
+
 _LIMITS: dict[str, tuple[float, float]] = {
     "round_number": (1, 1_000_000),
     "num_platforms": (1, 1_000_000),
     "local_steps": (1, 1_000),
     "user_steps": (1, 100),
+    "dropout": (0.0, MAX_DROPOUT),
     # float32 sums keep the sensitivity only while C is far above its smallest numbers.
     "clipping_norm": (1e-4, 1e4),
     "learning_rate": (1e-6, 1e6),
@@ -142,6 +146,8 @@ class TrainRequest(ReleaseRequest):
     """Local step length."""
     user_steps: int
     """Private steps on user vectors."""
+    dropout: float
+    """Part of each vector that is left out of a gradient."""
 
     @property
     def what(self) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from common.config import split_address
 from common.errors import ConfigError
+from common.messages import MAX_DROPOUT
 from common.models.ncf import NcfConfig
 from common.models.pairs import MAX_PAIRED_ITEMS
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
@@ -138,10 +139,12 @@ class TrainingSection:
     """Step length on the platforms."""
     user_steps: int = 2
     """Private steps on user vectors before each gradient."""
+    dropout: float = 0.5
+    """Part of a user's fitted vector that each of her gradients leaves out, by her own coins."""
     strategy: Literal["fedadam", "fedavg"] = "fedadam"
     """How the server applies the mean update."""
-    server_learning_rate: float = 0.02
-    """Step length on the server."""
+    server_learning_rate: float = 0.06
+    """Step length on the server; FedAdam's falls to 0 over the planned rounds."""
     momentum: float = 0.9
     """First-moment decay of both strategies; 0 switches momentum off."""
 
@@ -153,6 +156,9 @@ class TrainingSection:
                 raise ConfigError(msg)
         if self.user_steps < 1:
             msg = f"user_steps: found {self.user_steps}, expected at least 1."
+            raise ConfigError(msg)
+        if not 0 <= self.dropout <= MAX_DROPOUT:
+            msg = f"dropout: found {self.dropout}, expected a number from 0 to {MAX_DROPOUT}."
             raise ConfigError(msg)
         if not 0 <= self.momentum < 1:
             msg = f"momentum: found {self.momentum}, expected a number in [0, 1)."

@@ -194,6 +194,7 @@ class FederationRun:
                 denominator=mechanism.sampling_rate * population,
                 learning_rate=training.local_learning_rate,
                 user_steps=training.user_steps,
+                dropout=training.dropout,
             )
             record = encode(request, state.parameters)
             messages[name] = Message(record, node, TRAIN, group_id=str(number))
@@ -207,7 +208,7 @@ class FederationRun:
         self._exchange.check_quorum(f"round {number}", releases.count, len(nodes))
         update = releases.mean()
         with np.errstate(over="ignore", invalid="ignore"):
-            state = apply_update(state, update, training)
+            state = apply_update(state, update, training, self._config.federation.rounds)
         arrays = [*state.parameters.values(), *state.second_moment.values()]
         if not all(np.isfinite(array).all() for array in arrays):
             msg = (

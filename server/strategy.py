@@ -5,6 +5,7 @@ State is a value; ``apply`` returns the next one, so a run resumes from a checkp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,15 +41,36 @@ def initial_state(parameters: Arrays) -> ServerState:
     )
 
 
-def apply_update(state: ServerState, update: Arrays, training: TrainingSection) -> ServerState:
+def step_length(training: TrainingSection, rounds_done: int, num_rounds: int) -> float:
+    """Step length of the next round.
+
+    FedAdam's falls from ``server_learning_rate`` to 0 along half a cosine over the planned rounds
+    (Loshchilov and Hutter 2017, "SGDR", arXiv:1608.03983, equation 5, without restarts): what
+    Adam makes of small updates is as long as of large ones, so only this lets a run settle.
+    FedAvg keeps it, and takes what the platforms did as it is.
+    """
+    if training.strategy == "fedavg":
+        return training.server_learning_rate
+    return training.server_learning_rate * 0.5 * (1 + math.cos(math.pi * rounds_done / num_rounds))
+
+
+def apply_update(
+    state: ServerState, update: Arrays, training: TrainingSection, num_rounds: int
+) -> ServerState:
     """Close a round with the mean ``update`` of its releases.
 
     FedAvg with server momentum, or FedAdam with bias correction (Reddi et al. 2021,
     "Adaptive federated optimization", arXiv:2003.00295, algorithm 2). Post-processing of what
-    was released: no further price.
+    was released and of public numbers: no further price.
+
+    Args:
+        state: before the round.
+        update: mean of its releases.
+        training: public numbers of the run.
+        num_rounds: rounds that the run plans, see :func:`step_length`.
     """
     count = state.rounds_done + 1
-    beta_1, rate = training.momentum, training.server_learning_rate
+    beta_1, rate = training.momentum, step_length(training, state.rounds_done, num_rounds)
     parameters: Arrays = {}
     first: Arrays = {}
     second: Arrays = {}

@@ -139,7 +139,11 @@ StrategyOption: TypeAlias = Annotated[
     Strategy, typer.Option(help="How the server steps.", rich_help_panel=TRAINING)
 ]
 ServerLearningRateOption: TypeAlias = Annotated[
-    float, typer.Option(help="Step length of the server.", rich_help_panel=TRAINING)
+    float,
+    typer.Option(
+        help="First step length of the server; FedAdam's falls to 0 over the rounds.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 EpochsOption: TypeAlias = Annotated[
     int,

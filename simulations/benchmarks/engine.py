@@ -175,6 +175,7 @@ def build_step(case: EngineCase, subject: Subject) -> Callable[[], None]:
         denominator=float(case.num_users),
         learning_rate=1e-3,
         user_steps=0,
+        dropout=0.0,
     )
     if subject == "plain":
 

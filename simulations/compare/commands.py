@@ -103,7 +103,7 @@ def compare(
     rounds: RoundsOption = 30,
     local_steps: LocalStepsOption = 1,
     strategy: StrategyOption = Strategy.fedadam,
-    server_learning_rate: ServerLearningRateOption = 0.02,
+    server_learning_rate: ServerLearningRateOption = 0.06,
     epochs: EpochsOption = 40,
     seeds: Annotated[
         str,

@@ -117,6 +117,7 @@ def request_for(config: PlatformConfig, step: int) -> SumRequest | TrainRequest:
         denominator=float(NUM_USERS),
         learning_rate=1.0,
         user_steps=USER_STEPS,
+        dropout=0.0,
     )
 
 

@@ -131,6 +131,7 @@ PLAN = TrainingPlan(
     denominator=45.0,
     learning_rate=1.0,
     user_steps=2,
+    dropout=0.5,
 )
 
 

@@ -51,6 +51,7 @@ PLAN = TrainingPlan(
     denominator=40.0,
     learning_rate=2.0,
     user_steps=2,
+    dropout=0.0,
 )
 STD = PLAN.noise_std * PLAN.learning_rate / PLAN.denominator
 REPEATS = 40
@@ -228,6 +229,22 @@ def test_only_sampled_users_take_part_in_a_step(monkeypatch: pytest.MonkeyPatch)
     assert np.flatnonzero(changed).tolist() == [1, 4]
     assert after.num_steps[[1, 4]].tolist() == [2 * plan.user_steps, plan.user_steps]
     assert torch.equal(before.values, untouched.values)
+
+
+@both_models
+@pytest.mark.parametrize("dropout", [0.5, 0.9])
+def test_a_user_is_bounded_and_noised_whatever_is_dropped_out(
+    config: NcfConfig, dropout: float
+) -> None:
+    """What is kept is scaled up, so a bound that is applied before would not hold."""
+    plan = replace(PLAN, dropout=dropout)
+    bound = plan.clipping_norm * plan.learning_rate / plan.denominator
+    silent = replace(plan, noise_std=0.0)
+    norms = [norm(release(config, silent, SeededRandom(seed), [5])) for seed in range(10)]
+    assert max(norms) <= bound * (1 + 1e-5)
+    assert max(norms) > 0.99 * bound
+    noise = noise_of(config, plan, SeededRandom, 0)
+    check_gaussian(np.concatenate([array.ravel() for array in noise.values()]), STD)
 
 
 # --- Planted bugs ---------------------------------------------------------------------------

@@ -103,6 +103,7 @@ def train_request(config: PlatformConfig, **changes: Any) -> TrainRequest:  # no
         denominator=float(NUM_USERS),
         learning_rate=1.0,
         user_steps=2,
+        dropout=0.5,
     )
     return replace(request, **changes)
 

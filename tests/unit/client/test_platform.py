@@ -308,6 +308,7 @@ def test_noise_is_fresh_without_a_simulation_and_follows_the_seed_with_one(tmp_p
         {"learning_rate": 0.5},
         {"num_platforms": 3},
         {"user_steps": 1},
+        {"dropout": 0.25},
         {"sampling_rate": 0.5},
         {"local_steps": 2},
     ],

@@ -1,12 +1,13 @@
-"""Blocks of users: a partition whose shapes follow from each user's own activity."""
+"""Blocks of users, whose shapes follow from each user's own activity, and dropout."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
-from client.trainer import NUMBERS_IN_BLOCK, blocks_of_users, user_batch
+from client.trainer import NUMBERS_IN_BLOCK, blocks_of_users, dropped_out, user_batch
 from common.data.batches import MAX_POSITIVES, ROWS, places_of
 from common.models.ncf import NcfConfig
 
@@ -60,3 +61,25 @@ def test_blocks_are_bounded_by_memory_and_never_smaller_than_what_is_computed_at
     vast = csr_matrix((200, NUMBERS_IN_BLOCK))
     sizes = [len(block) for block in blocks_of_users(SOFTMAX, vast, np.arange(200))]
     assert sizes == [ROWS] * 3 + [200 - 3 * ROWS]
+
+
+def test_dropout_leaves_out_its_part_and_keeps_the_mean() -> None:
+    vectors = torch.full((2000, 10), 3.0)
+    kept = dropped_out(vectors, 0.25, torch.Generator().manual_seed(0))
+    assert sorted(kept.unique().tolist()) == [0.0, 4.0]
+    assert kept.mean().item() == pytest.approx(3.0, abs=0.06)  # five standard errors
+    for axis in (0, 1):  # every number has a coin of its own
+        assert ((kept == 0).float().mean(axis) < 1).all()
+        assert ((kept == 0).float().mean(axis) > 0).any()
+
+
+def test_dropout_repeats_its_coins_and_changes_nothing_in_place() -> None:
+    vectors = torch.arange(1.0, 41.0).reshape(4, 10)
+    before = vectors.clone()
+    first, again, other = (
+        dropped_out(vectors, 0.5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(vectors, before)
+    assert torch.equal(dropped_out(vectors, 0.0, torch.Generator()), before)

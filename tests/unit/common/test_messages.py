@@ -45,6 +45,7 @@ TRAIN = TrainRequest(
     denominator=100.0,
     learning_rate=1.0,
     user_steps=5,
+    dropout=0.5,
 )
 PROFILE = Profile(
     platform="north",
@@ -156,6 +157,8 @@ def test_numbers_that_no_round_can_have_are_refused(field: str, number: str) -> 
         ("local_steps", 0),
         ("local_steps", 10**6),
         ("user_steps", 0),
+        ("dropout", -0.1),
+        ("dropout", 1.0),
         ("user_steps", 10**6),
         ("clipping_norm", 0.0),
         ("clipping_norm", 1e-38),
@@ -289,6 +292,7 @@ OTHER_VALUES: dict[str, Any] = {
     "denominator": 101.0,
     "learning_rate": 1.1,
     "user_steps": 6,
+    "dropout": 0.25,
 }
 OTHER_MODELS: dict[str, Any] = {
     "kind": "mlp",

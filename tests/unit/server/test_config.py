@@ -76,6 +76,8 @@ def test_a_mechanism_that_no_accountant_knows_is_refused(
         ({"local_learning_rate": 0.0}, "local_learning_rate"),
         ({"server_learning_rate": math.nan}, "server_learning_rate"),
         ({"user_steps": 0}, "user_steps"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
         ({"momentum": 1.0}, "momentum"),  # FedAdam's bias correction would divide by zero
         ({"momentum": -0.1}, "momentum"),
     ],
