@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 import time
+from time import sleep
 from typing import TYPE_CHECKING, BinaryIO
 
 from common.errors import ConfigError, StateError
@@ -76,7 +77,7 @@ class Node:
                     ended.last_lines(),
                 )
                 self.stop()
-                time.sleep(wait)
+                sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         finally:
             self.stop()
@@ -139,7 +140,7 @@ class Node:
             for child in self._children:
                 if child.exit_code is not None:
                     return child
-            time.sleep(POLL_SECONDS)
+            sleep(POLL_SECONDS)
 
 
 def is_running(state: Path) -> bool:

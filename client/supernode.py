@@ -5,7 +5,7 @@ Takes the arguments of ``flower-supernode``; Flower has no option for its waits.
 
 from __future__ import annotations
 
-import time
+from time import sleep
 from types import SimpleNamespace
 
 from flwr.supernode import start_client_internal
@@ -18,7 +18,7 @@ def main() -> None:
     """Run the SuperNode until it ends."""
 
     def shortened(seconds: float) -> None:
-        time.sleep(min(seconds, LONGEST_WAIT_SECONDS))
+        sleep(min(seconds, LONGEST_WAIT_SECONDS))
 
     vars(start_client_internal).update(time=SimpleNamespace(sleep=shortened))
     flower_supernode()

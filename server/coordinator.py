@@ -49,6 +49,7 @@ class Coordinator:
         self._config_file = config_file
         self._network = config.network
         self._state = config.state.folder
+        self._run_folder = config.run_folder
         self._keys = platform_keys(config.network, config.federation.platforms)
         for path in (self._network.certificate, self._network.root_certificate):
             if not path.is_file():
@@ -72,7 +73,7 @@ class Coordinator:
             self._start()
             on_start()
             while fruitless < MAX_FRUITLESS_STARTS:
-                offset = journal_size(self._state)
+                offset = journal_size(self._run_folder)
                 run = self._superlink.submit(self._config_file)
                 outcome, got_somewhere = self._follow(run, offset)
                 if outcome == "run-finished":
@@ -83,7 +84,8 @@ class Coordinator:
                     self._start()
             msg = (
                 f"the run was started {MAX_FRUITLESS_STARTS} times and each time ended before a "
-                f"step was done. Logs: {self._state / 'flower'}; journal: {self._state / FILE_NAME}"
+                f"step was done. Logs: {self._state / 'flower'}; journal: "
+                f"{self._run_folder / FILE_NAME}."
             )
             raise RunFailed(msg)
         finally:
@@ -119,7 +121,7 @@ class Coordinator:
         """Wait until the run is over; return how it ended, and whether it got anywhere."""
         got_somewhere, last_word = False, time.monotonic()
         while True:
-            for end, event in read_journal(self._state, start=offset):
+            for end, event in read_journal(self._run_folder, start=offset):
                 offset, last_word = end, time.monotonic()
                 got_somewhere |= event["event"] in _PROGRESS
                 if event["event"] == "run-finished":
@@ -139,7 +141,7 @@ class Coordinator:
                     log.warning("%s", error)
                     continue
                 # The journal may have had its last word while Flower was asked.
-                if status.is_over and journal_size(self._state) == offset:
+                if status.is_over and journal_size(self._run_folder) == offset:
                     return f"Flower: {status.state} {status.details}".strip(), got_somewhere
             time.sleep(POLL_SECONDS)
 

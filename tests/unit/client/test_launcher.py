@@ -7,7 +7,6 @@ import multiprocessing
 import sys
 import zipfile
 from io import BytesIO
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from client import launcher, supernode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 EVIL = """
 from pathlib import Path
@@ -66,7 +66,7 @@ def hostile_bundle(trace: Path, module: str) -> Fab:
         f"{module}.py": EVIL.format(trace=str(trace)),
     }
     if "/" in module:
-        files[f"{module.split('/')[0]}/__init__.py"] = ""
+        files[f"{module.split('/', maxsplit=1)[0]}/__init__.py"] = ""
     listed = "\n".join(
         f"{name},{hashlib.sha256(text.encode()).hexdigest()},{8 * len(text)}"
         for name, text in files.items()
@@ -176,12 +176,13 @@ def test_flower_still_has_the_names_that_are_replaced() -> None:
     assert "time" in vars(start_client_internal)
 
 
-def test_the_supernode_waits_less_and_is_otherwise_flowers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_supernode_waits_less_and_is_otherwise_flowers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(supernode.time, "sleep", waits.append)
-    monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)
-    monkeypatch.setattr(
-        supernode, "flower_supernode", lambda: start_client_internal.time.sleep(3)
-    )
+    of_flower = vars(start_client_internal)
+    monkeypatch.setattr(supernode, "sleep", waits.append)
+    monkeypatch.setitem(of_flower, "time", of_flower["time"])
+    monkeypatch.setattr(supernode, "flower_supernode", lambda: of_flower["time"].sleep(3))
     supernode.main()
     assert waits == [supernode.LONGEST_WAIT_SECONDS]

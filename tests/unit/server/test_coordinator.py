@@ -196,9 +196,7 @@ def test_what_a_former_start_wrote_does_not_end_this_one(
     subject.run()
 
 
-def test_programs_are_stopped_on_ctrl_c(
-    config_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_are_stopped_on_ctrl_c(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: Scripted) -> None:
         raise KeyboardInterrupt
 

@@ -4,7 +4,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 from flwr.superlink.main import create_app
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
@@ -13,6 +12,8 @@ from server.gateway import FLEET_CALLS, create_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
 Answer = "Callable[[httpx.Request], httpx.Response]"
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 from server.status import PlatformStatus, summarise
 
-BEGIN = {"event": "run-started", "rounds": 2, "rounds_done": 0, "time": 1.0}
+BEGIN: dict[str, Any] = {"event": "run-started", "rounds": 2, "rounds_done": 0, "time": 1.0}
 
 
 def test_no_journal_is_a_run_that_was_not_started() -> None:
@@ -45,7 +47,10 @@ def test_a_second_start_begins_anew_who_is_there() -> None:
 
 
 def test_the_end_of_a_run() -> None:
-    done = [BEGIN, {"event": "handed-over", "platform": "a", "outcome": "adopted"}]
+    done: list[dict[str, Any]] = [
+        BEGIN,
+        {"event": "handed-over", "platform": "a", "outcome": "adopted"},
+    ]
     run = summarise([*done, {"event": "run-finished", "rounds_done": 2}])
     assert run.state == "finished"
     assert run.platforms["a"].has_result
