@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.cli import LogStyleName, MetricsOption, StyleOption
+
 if TYPE_CHECKING:
     from common.privacy.account import Budget
     from common.privacy.ledger import Ledger
@@ -122,7 +124,12 @@ def check(config: Config = _DEFAULT) -> None:
 
 
 @app.command()
-def run(config: Config = _DEFAULT) -> None:
+def run(
+    config: Config = _DEFAULT,
+    *,
+    log_style: StyleOption = LogStyleName.text,
+    metrics: MetricsOption = None,
+) -> None:
     """Take part in the federation until stopped: answer what the platform's own budget allows.
 
     Starts Flower's SuperNode, and starts it again when it ends or the coordinator is away. Only the
@@ -131,19 +138,28 @@ def run(config: Config = _DEFAULT) -> None:
     Example:
         crossrec client run platform.toml
     """
+    import os
     import signal
+    from contextlib import nullcontext
 
     from client.config import PlatformConfig
+    from client.metrics import serve_platform_metrics
     from client.node import Node
     from common.config import load_config
+    from common.logs import LOG_STYLE_VARIABLE, configure_logging
 
     platform = load_config(config, PlatformConfig)
+    os.environ[LOG_STYLE_VARIABLE] = log_style.value  # for the programs that it starts
+    configure_logging(log_style.value, names={"platform": platform.platform.name})
     node = Node(config, platform)
     server = platform.server
     assert server is not None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        node.run(lambda: typer.echo(f"{platform.platform.name}: connecting to {server.address}"))
+        with serve_platform_metrics(metrics, platform) if metrics else nullcontext():
+            node.run(
+                lambda: typer.echo(f"{platform.platform.name}: connecting to {server.address}")
+            )
     except KeyboardInterrupt:
         typer.echo("Stopped. Nothing is lost; start it again with the same command.", err=True)
 

@@ -26,6 +26,7 @@ from flwr.supercore.superexec.run_superexec import run_superexec as start_supere
 from flwr.supernode.runtime import run_clientapp
 
 from client.app import app
+from common.logs import configure_child_logging
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--secret-file", type=Path, required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     arguments = parser.parse_args()
+    configure_child_logging()
     vars(run_superexec).update(get_executor=lambda *_, **__: InstalledApp())
     start_superexec(
         runtime_api_address=arguments.runtime_api_address,

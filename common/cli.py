@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from importlib.metadata import EntryPoints, distribution, version
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -35,6 +36,23 @@ QUIET_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """What keeps Flower and Ray off the network, and torch's threads polite; set before they load."""
+
+
+class LogStyleName(StrEnum):
+    """Choices of ``--log-style`` of the commands that run for long."""
+
+    text = "text"
+    json = "json"
+
+
+StyleOption = Annotated[
+    LogStyleName,
+    typer.Option("--log-style", envvar="CROSSREC_LOG_STYLE", help="Of lines on standard error."),
+]
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(help="Serve Prometheus metrics and /health at HOST:PORT, to your own operators."),
+]
 
 _EXAMPLE_LINE = re.compile(r"^\s*Examples?:+\s*$", re.MULTILINE)
 

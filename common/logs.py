@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -61,6 +62,12 @@ def configure_logging(
     flower = logging.getLogger("flwr")
     flower.handlers.clear()
     flower.setLevel(level)
+
+
+def configure_child_logging() -> None:
+    """As :func:`configure_logging`, in the style that the command which started this one chose."""
+    style = os.environ.get(LOG_STYLE_VARIABLE)
+    configure_logging("json" if style == "json" else "text")
 
 
 class _Formatter(logging.Formatter):

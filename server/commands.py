@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.cli import LogStyleName, MetricsOption, StyleOption
+
 if TYPE_CHECKING:
     from server.config import FederationConfig
     from server.status import RunSummary
@@ -15,6 +17,7 @@ app = typer.Typer(no_args_is_help=True)
 
 _DEFAULT = Path("federation.toml")
 Config = Annotated[Path, typer.Argument(help="The federation's federation.toml.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Without a progress display.")]
 
 
 @app.callback()
@@ -103,13 +106,9 @@ def register(
 def run(
     config: Config = _DEFAULT,
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Without a progress display.")] = False,
-    log_format: Annotated[
-        str, typer.Option(help="Of what is logged on standard error: text or json.")
-    ] = "text",
-    metrics: Annotated[
-        str | None, typer.Option(help="Serve Prometheus metrics and /health at HOST:PORT.")
-    ] = None,
+    quiet: Quiet = False,
+    log_style: StyleOption = LogStyleName.text,
+    metrics: MetricsOption = None,
 ) -> None:
     """Run the federation to its end.
 
@@ -120,20 +119,16 @@ def run(
     Example:
         crossrec server run market/federation.toml
     """
-    _run(config, quiet=quiet, log_format=log_format, metrics=metrics)
+    _run(config, quiet=quiet, log_style=log_style, metrics=metrics)
 
 
 @app.command()
 def resume(
     config: Config = _DEFAULT,
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Without a progress display.")] = False,
-    log_format: Annotated[
-        str, typer.Option(help="Of what is logged on standard error: text or json.")
-    ] = "text",
-    metrics: Annotated[
-        str | None, typer.Option(help="Serve Prometheus metrics and /health at HOST:PORT.")
-    ] = None,
+    quiet: Quiet = False,
+    log_style: StyleOption = LogStyleName.text,
+    metrics: MetricsOption = None,
 ) -> None:
     """Go on with a run that was begun; as `run`, but refuses to begin a new one.
 
@@ -150,7 +145,7 @@ def resume(
             f"crossrec server run {config}"
         )
         raise ConfigError(msg)
-    _run(config, quiet=quiet, log_format=log_format, metrics=metrics)
+    _run(config, quiet=quiet, log_style=log_style, metrics=metrics)
 
 
 @app.command()
@@ -177,19 +172,23 @@ def _read(config: Path) -> FederationConfig:
     return load_config(config, FederationConfig)
 
 
-def _run(config: Path, *, quiet: bool, log_format: str, metrics: str | None) -> None:
+def _run(config: Path, *, quiet: bool, log_style: LogStyleName, metrics: str | None) -> None:
+    import os
     import signal
     from contextlib import nullcontext
 
     from rich.console import Console
 
+    from common.logs import LOG_STYLE_VARIABLE, configure_logging
     from server.coordinator import Coordinator
     from server.journal import journal_size, read_journal
+    from server.metrics import serve_run_metrics
     from server.progress import JournalProgress
     from server.status import summarise
 
-    del log_format, metrics
     federation = _read(config)
+    os.environ[LOG_STYLE_VARIABLE] = log_style.value  # for the programs that it starts
+    configure_logging(log_style.value, names={"run": federation.federation.run_id})
     console = Console(stderr=True)
     coordinator = Coordinator(config, federation)
     network = federation.network
@@ -205,7 +204,10 @@ def _run(config: Path, *, quiet: bool, log_format: str, metrics: str | None) -> 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = federation.run_folder
     start = journal_size(folder)
-    with nullcontext() if quiet else JournalProgress(folder, console, start=start):
+    with (
+        serve_run_metrics(metrics, folder) if metrics else nullcontext(),
+        nullcontext() if quiet else JournalProgress(folder, console, start=start),
+    ):
         try:
             coordinator.run(ready)
         except KeyboardInterrupt:

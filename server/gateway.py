@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from common.config import split_address
+from common.logs import configure_child_logging
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--key", type=Path, required=True)
     parser.add_argument("--root-certificate", type=Path, required=True)
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    configure_child_logging()
     host, port = split_address(arguments.listen)
     client = httpx.AsyncClient(
         base_url=f"https://{arguments.superlink}",
@@ -145,7 +146,8 @@ def main() -> None:
         port=port,
         ssl_certfile=arguments.certificate,
         ssl_keyfile=arguments.key,
-        log_level="warning",
+        log_config=None,
+        access_log=False,
         server_header=False,
         limit_concurrency=512,
         timeout_keep_alive=30,
