@@ -19,7 +19,13 @@ from client.config import PlatformConfig
 from client.platform import Platform
 from common.config import load_config
 from common.errors import ConfigError
-from common.messages import AdoptRequest, SumRequest, TrainRequest
+from common.messages import (
+    AdoptRequest,
+    Agreement,
+    AssortmentRequest,
+    SumRequest,
+    TrainRequest,
+)
 from common.wire import decode, encode
 
 if TYPE_CHECKING:
@@ -37,6 +43,24 @@ def profile(message: Message, context: Context) -> Message:
     """Answer with the platform's public facts."""
     with _own_log():
         answer = encode(_platform(context).profile())
+    return Message(answer, reply_to=message)
+
+
+@app.query("assortment")
+def report(message: Message, context: Context) -> Message:
+    """Answer with the keys of the platform's items."""
+    with _own_log():
+        request, _ = decode(message.content, AssortmentRequest)
+        answer = encode(*_platform(context).report(request))
+    return Message(answer, reply_to=message)
+
+
+@app.query("agreement")
+def agree(message: Message, context: Context) -> Message:
+    """Take over the rows of the platform's items."""
+    with _own_log():
+        request, arrays = decode(message.content, Agreement)
+        answer = encode(_platform(context).agree(request, arrays))
     return Message(answer, reply_to=message)
 
 

@@ -69,10 +69,28 @@ class DataSection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueSection:
-    """``[catalogue]``."""
+    """``[catalogue]``: the whole catalogue, or this platform's part of one to be agreed on."""
 
-    file: Path
-    """The shared catalogue: columns ``item_id`` and ``platform``; a public input."""
+    file: Path | None = None
+    """The shared catalogue that everybody holds: columns ``item_id`` and ``platform``."""
+    assortment: Path | None = None
+    """The items that this platform lists: a column ``item_id``; others stay here. A public input,
+    like the above: it must never be made from who bought what, for it is reported as it is."""
+    key_file: Path | None = None
+    """A secret that only the platforms share, 64 hexadecimal digits or more. Hashes of item ids
+    under it are reported in place of ids, and tell the coordinator how many items platforms have in
+    common, but not which. It stays the same as long as the catalogue: under another one, every item
+    would be a new item."""
+
+    def __post_init__(self) -> None:
+        """Refuse two sources of one thing, and a secret that nothing is done with."""
+        if (self.file is None) == (self.assortment is None):
+            found = "neither" if self.file is None else "both"
+            msg = f"expected either file or assortment, found {found}."
+            raise ConfigError(msg)
+        if self.key_file is not None and self.assortment is None:
+            msg = "key_file hides the ids of an assortment; a catalogue file is not reported."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

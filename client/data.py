@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from client.assortment import AgreementFiles
 from client.validation import Fold
-from common.data.catalogue import Catalogue, read_catalogue
+from common.data.catalogue import digest_of, read_catalogue
 from common.data.interactions import UserItems, encode_held_out
 from common.data.readers import read_interactions
 from common.data.schema import Columns
 from common.data.splits import leave_last_out
 from common.data.sql import SqlQuery
-from common.errors import DataError
+from common.errors import DataError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from client.config import PlatformConfig
+    from common.data.catalogue import ItemOrder
 
 _CACHED_PLATFORMS = 16
 _MOST_FOLDS = 5
@@ -39,7 +40,8 @@ class PlatformData:
     num_catalogue_items: int
     """Items in the shared catalogue."""
     users_digest: str
-    """SHA-256 over the user ids in the order of rows; private vectors belong to it."""
+    """SHA-256 over user ids in the order of rows and item ids in the order of columns, which a new
+    agreement on the catalogue may change; models belong to both."""
     users: UserItems
     """All interactions; users are rows, listed items are columns."""
     folds: tuple[Fold, ...]
@@ -63,21 +65,45 @@ def load_platform_data(config: PlatformConfig) -> PlatformData:
     source = config.data.interactions()
     if isinstance(source, SqlQuery):
         return _load(config, source)
-    return _load_files(config, source, (_stamp(source), _stamp(config.catalogue.file)))
+    return _load_files(config, source, (_stamp(source), _stamp(_catalogue_file(config))))
 
 
-def load_catalogue(config: PlatformConfig) -> Catalogue:
-    """Read the shared catalogue; public, no user data is touched.
+def load_catalogue(config: PlatformConfig) -> ItemOrder:
+    """Read the shared catalogue, or what was agreed on last; public, no user data is touched.
 
     Raises:
-        DataError: if it cannot be used.
+        DataError: if it cannot be used, or there is none yet.
+        StateError: if what was agreed on is damaged.
     """
-    return _catalogue(config.catalogue.file, config.platform.name, _stamp(config.catalogue.file))
+    return _catalogue(config, _stamp(_catalogue_file(config)))
+
+
+def catalogue_digest(config: PlatformConfig) -> str:
+    """Digest of :func:`load_catalogue`; empty before a catalogue was agreed on.
+
+    Raises:
+        DataError: if the catalogue cannot be used.
+        StateError: if what was agreed on is damaged.
+    """
+    if config.catalogue.file is None and not _catalogue_file(config).exists():
+        return ""
+    return load_catalogue(config).digest
+
+
+def _catalogue_file(config: PlatformConfig) -> Path:
+    return config.catalogue.file or AgreementFiles(config.state.folder).agreed_file
 
 
 @lru_cache(maxsize=_CACHED_PLATFORMS)
-def _catalogue(file: Path, platform: str, _stamp: tuple[int, int]) -> Catalogue:
-    return read_catalogue(file, platforms=[platform])
+def _catalogue(config: PlatformConfig, _stamp: tuple[int, int]) -> ItemOrder:
+    name = config.platform.name
+    if config.catalogue.file is not None:
+        return read_catalogue(config.catalogue.file, platforms=[name])
+    agreed = AgreementFiles(config.state.folder).agreed()
+    if agreed is None:
+        msg = f"{config.state.folder}: no catalogue was agreed on."
+        raise StateError(msg)
+    return agreed.catalogue(name)
 
 
 @lru_cache(maxsize=_CACHED_PLATFORMS)
@@ -101,14 +127,14 @@ def _load(config: PlatformConfig, source: Path | SqlQuery) -> PlatformData:
     users = UserItems.from_table(table, catalogue, name)
     return PlatformData(
         num_catalogue_items=catalogue.num_items,
-        users_digest=hashlib.sha256("\n".join(users.user_ids).encode()).hexdigest(),
+        users_digest=digest_of([*users.user_ids, "", *catalogue.listed_ids(name)]),
         users=users,
         folds=tuple(_folds(config, table, users, catalogue)),
     )
 
 
 def _folds(
-    config: PlatformConfig, table: pd.DataFrame, users: UserItems, catalogue: Catalogue
+    config: PlatformConfig, table: pd.DataFrame, users: UserItems, catalogue: ItemOrder
 ) -> Iterator[Fold]:
     """As many folds as it takes for the wanted number of judgements, by the public population."""
     wanted, population = config.adaptation.validation_users, config.platform.population

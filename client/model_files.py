@@ -93,7 +93,8 @@ class ModelFiles:
         Args:
             alone: the models.
             digest: of :func:`fitted_to`.
-            users_digest: of the users in the order of rows, to whom user vectors belong.
+            users_digest: of the users and items in the order of rows and columns, to which models
+                belong.
         """
         arrays, kinds = pack_parts(alone.blend.parts)
         arrays |= {f"{_VALIDATION}/{fold}": block for fold, block in enumerate(alone.scores)}
@@ -137,10 +138,10 @@ class ModelFiles:
         write_durably(self._served, serve.encode())
 
     def load(self, users_digest: str) -> PlatformModels | None:
-        """All models, or None before the first hand-over, or if they are for other users.
+        """All models, or None before the first hand-over, or if they are for other users or items.
 
         Args:
-            users_digest: of the users in the order of rows.
+            users_digest: of the users and items in the order of rows and columns.
 
         Raises:
             StateError: if a file is damaged.

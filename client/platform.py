@@ -11,13 +11,14 @@ import math
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from client.adaptation import fit_alone, join
-from client.data import load_catalogue, load_platform_data
+from client.assortment import read_assortment
+from client.data import catalogue_digest, load_catalogue, load_platform_data
 from client.devices import resolve_device
 from client.model_files import fitted_to
 from client.parts import Blend
@@ -27,6 +28,7 @@ from client.state import PlatformState
 from client.sums import count_sum, noisy, on_items, pair_sum
 from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
+from common.data.agreement import check_assortment, pack_keys
 from common.errors import (
     BudgetExhausted,
     CrossRecError,
@@ -36,6 +38,8 @@ from common.errors import (
 )
 from common.messages import (
     AdoptRequest,
+    Agreement,
+    AssortmentRequest,
     Profile,
     ReleaseRequest,
     Reply,
@@ -85,15 +89,39 @@ class Platform:
 
         Raises:
             DataError: if the catalogue cannot be used.
+            StateError: if what was agreed on is damaged.
         """
         return Profile(
             platform=self.name,
             population=self._config.platform.population,
-            catalogue_digest=load_catalogue(self._config).digest,
+            catalogue_digest=catalogue_digest(self._config),
             trust=self._config.privacy.trust,
             unit=self._config.privacy.unit,
             delta=self._config.privacy.delta,
         )
+
+    def report(self, request: AssortmentRequest) -> tuple[Reply, Arrays | None]:
+        """Answer with the keys of the platform's items: a public input, so nothing is spent."""
+        try:
+            self._check_name(request.platform)
+            assortment = read_assortment(self._config.catalogue, self.name)
+            with _refused():
+                keys = check_assortment(pack_keys(assortment.keys), max_items=request.max_items)
+            with self._state() as state:
+                state.catalogue.keep_report(assortment)
+        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
+            return self._declined(error, request.run_id, 0), None
+        return self._done(request.run_id, "listed"), keys
+
+    def agree(self, request: Agreement, arrays: Arrays) -> Reply:
+        """Make the rows that the server sent for the platform's items its catalogue."""
+        try:
+            self._check_name(request.platform)
+            with self._state() as state:
+                state.catalogue.agree(request, arrays)
+        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
+            return self._declined(error, request.run_id, 0)
+        return self._done(request.run_id, "agreed")
 
     def train(self, request: TrainRequest, shared: Arrays) -> tuple[Reply, Arrays | None]:
         """Answer one round: a release and its reply, or a reply that declines."""
@@ -129,7 +157,7 @@ class Platform:
                 self._adapt(request, shared, pairs, state)
         except Exception:
             log.exception("%s could not adapt to the run; it serves what it had", self.name)
-        return Reply(platform=self.name, run_id=request.run_id, round_number=0, outcome="adopted")
+        return self._done(request.run_id, "adopted")
 
     def _answer(
         self,
@@ -376,14 +404,16 @@ class Platform:
 
     def _check_addressed(self, request: ReleaseRequest | AdoptRequest) -> int:
         """Refuse what is for another platform or catalogue; return the number of its items."""
-        if request.platform != self.name:
-            msg = f"platform: the request is for {request.platform!r}, this is {self.name!r}."
-            raise RequestRefused(msg)
-        catalogue = load_catalogue(self._config)
-        if request.catalogue_digest != catalogue.digest:
+        self._check_name(request.platform)
+        if request.catalogue_digest != catalogue_digest(self._config):
             msg = "catalogue: the request's rows belong to another version of the catalogue."
             raise RequestRefused(msg)
-        return catalogue.num_items
+        return load_catalogue(self._config).num_items
+
+    def _check_name(self, asked: str) -> None:
+        if asked != self.name:
+            msg = f"platform: the request is for {asked!r}, this is {self.name!r}."
+            raise RequestRefused(msg)
 
     def _check_shared(self, request: TrainRequest | AdoptRequest, shared: Arrays) -> Arrays:
         num_items = self._check_addressed(request)
@@ -393,6 +423,9 @@ class Platform:
             msg = f"shared arrays: a value is beyond {MAX_PARAMETER:g}, which no honest run needs."
             raise RequestRefused(msg)
         return shared
+
+    def _done(self, run_id: str, outcome: Literal["adopted", "listed", "agreed"]) -> Reply:
+        return Reply(platform=self.name, run_id=run_id, round_number=0, outcome=outcome)
 
     def _random_source(self, run_id: str, what: int | str) -> RandomSource:
         if self._config.simulation is None:

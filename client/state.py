@@ -10,6 +10,7 @@ Layout of the folder::
     releases/<hash>.safetensors     latest releases, and the latest run's sums, byte for byte
     private/<hash>.safetensors      user vectors after the round of the same name
     model/                          what the platform scores with, see :mod:`client.model_files`
+    catalogue/                      what was agreed on, if anything: :mod:`client.assortment`
 
 Private vectors of a round become current only when the ledger has recorded its release, so a
 crash at any point leaves the state of the round before or of the round after.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from client.assortment import AgreementFiles
 from client.model_files import ModelFiles
 from common.errors import RequestRefused, StateError
 from common.models.partition import SumQuantity
@@ -65,6 +67,7 @@ class PlatformState:
         self._folder = folder
         self._keep_releases = keep_releases
         self.models = ModelFiles(folder / "model")
+        self.catalogue = AgreementFiles(folder)
         ledger = folder / LEDGER_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

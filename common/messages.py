@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from common.config import parse_config
+from common.data.agreement import MAX_ITEMS
 from common.errors import ConfigError, RequestRefused
 from common.models.ncf import NcfConfig
 from common.models.partition import SumQuantity
@@ -27,6 +28,8 @@ PROFILE = "query.profile"
 TRAIN = "train.round"
 SUM = "train.sum"
 ADOPT = "query.adopt"
+ASSORTMENT = "query.assortment"
+AGREEMENT = "query.agreement"
 
 MAX_DROPOUT = 0.9
 """Most that a gradient may leave out of a user's vector."""
@@ -44,11 +47,15 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "denominator": (1e-6, 1e12),
     "rounds_done": (0, 1_000_000),
     "num_sums": (0, 1_000_000),
+    "max_items": (1, MAX_ITEMS),
+    "num_items": (1, MAX_ITEMS),
+    "version": (1, 1_000_000),
     "noise_std": (0.0, 1e6),
 }
 """What a request may ask for: wide enough for any honest run, narrow enough to compute with."""
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -62,7 +69,7 @@ class Profile:
     population: int
     """Declared approximate number of users; chosen by the platform, never counted for a reply."""
     catalogue_digest: str
-    """SHA-256 of the shared catalogue that the platform holds."""
+    """SHA-256 of the shared catalogue that the platform holds; empty before one is agreed on."""
     trust: TrustMode
     """Trust mode that the platform's own configuration demands."""
     unit: PrivacyUnit
@@ -256,6 +263,58 @@ class AdoptRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AssortmentRequest:
+    """Asks a platform for the keys of its items, a public input; see :mod:`common.data.agreement`.
+
+    They come beside the reply, increasing.
+    """
+
+    run_id: str
+    """The run that wants a catalogue."""
+    platform: str
+    """Who is asked."""
+    max_items: int
+    """A platform that lists more is left out."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no honest run asks."""
+        _check_run_id(self.run_id)
+        _check_limits(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """The catalogue that was agreed on, as one platform sees it.
+
+    Beside it come ``rows`` [n] int64: for each key that the platform reported, its catalogue row.
+    """
+
+    run_id: str
+    """The run that uses it."""
+    platform: str
+    """Whose rows they are."""
+    assortment_digest: str
+    """SHA-256 of the keys that the rows belong to."""
+    origin: str
+    """SHA-256 of the first version: catalogues of one origin never move a row."""
+    version: int
+    """Counts from 1; each one extends the one before."""
+    catalogue_digest: str
+    """SHA-256 of this version."""
+    num_items: int
+    """Items of all platforms."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no catalogue can be."""
+        _check_run_id(self.run_id)
+        _check_limits(self)
+        for name in ("assortment_digest", "origin", "catalogue_digest"):
+            if not _DIGEST.fullmatch(getattr(self, name)):
+                msg = f"{name}: expected 64 hexadecimal digits."
+                raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
     """A platform's answer to any request but for its profile; a release comes beside it."""
 
@@ -264,8 +323,8 @@ class Reply:
     run_id: str
     """The run it answers for."""
     round_number: int
-    """The round; 0 for a sum and when adopting."""
-    outcome: Literal["released", "adopted", "declined"]
+    """The round; 0 for whatever is no round."""
+    outcome: Literal["released", "adopted", "declined", "listed", "agreed"]
     """What was done."""
     reason: str = ""
     """Why declined: ``budget``, ``refused`` or ``failed``, and public detail. The cause of a

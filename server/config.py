@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.config import split_address
+from common.data.agreement import MAX_ITEMS
 from common.errors import ConfigError
 from common.messages import MAX_DROPOUT
 from common.models.ncf import NcfConfig
@@ -56,10 +57,24 @@ class FederationSection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CatalogueSection:
-    """``[catalogue]``."""
+    """``[catalogue]``: a file that everybody holds, or what the platforms agree on."""
 
-    file: Path
+    file: Path | None = None
     """The shared catalogue: columns ``item_id`` and ``platform``; a public input."""
+    agree: bool = False
+    """Ask the platforms for their items when a run starts: see :mod:`server.agreement`."""
+    max_items: int = 1_000_000
+    """A platform that lists more is left out; items are never taken out of a catalogue."""
+
+    def __post_init__(self) -> None:
+        """Refuse two sources of one thing."""
+        if (self.file is None) != self.agree:
+            found = "both" if self.agree else "neither"
+            msg = f"expected either file or agree = true, found {found}."
+            raise ConfigError(msg)
+        if not 1 <= self.max_items <= MAX_ITEMS:
+            msg = f"max_items: found {self.max_items}, expected 1 to {MAX_ITEMS}."
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

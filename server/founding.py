@@ -38,7 +38,7 @@ join_timeout_seconds = 600.0     # then the run begins with those who are there
 round_timeout_seconds = 3600.0   # then a round closes with those who answered
 
 [catalogue]
-file = "catalogue.csv"
+agree = true                     # platforms report the items that they list, and nothing else
 
 # What a platform is asked to release, each time with noise of its own. All of it together costs
 # a user epsilon {epsilon:g} at delta {delta:g} (the platform's own ledger decides).

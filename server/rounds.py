@@ -1,5 +1,7 @@
 """A run from meeting its platforms to handing over: sums, then rounds: ask, add up, step, write.
 
+Where no file gives the catalogue, its platforms agree on one first (:mod:`server.agreement`).
+
 Every reply is checked before it is added; a bad one is left out with a named cause and the round
 goes on (:mod:`server.exchange`).
 """
@@ -22,6 +24,7 @@ from common.models.partition import PAIRS, check_shared
 from common.rng import derive_seed
 from common.wire import decode, encode
 from server.aggregation import StreamingSum
+from server.agreement import CatalogueAgreement
 from server.checkpoint import Checkpoints
 from server.exchange import POLL_SECONDS, Exchange, shortened
 from server.journal import Journal
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from flwr.serverapp import Grid
 
+    from common.data.catalogue import Catalogue
     from common.models.partition import Arrays
     from server.checkpoint import CollectedSum
     from server.config import FederationConfig
@@ -53,10 +57,9 @@ class FederationRun:
         """
         self._config = config
         self._exchange = Exchange(config, grid)
-        self._catalogue = read_catalogue(
-            config.catalogue.file, platforms=list(config.federation.platforms)
-        )
-        self._catalogue_digest = self._catalogue.digest
+        file, platforms = config.catalogue.file, list(config.federation.platforms)
+        if file is not None:
+            self._use(read_catalogue(file, platforms=platforms))
         self._checkpoints = Checkpoints(config.run_folder, config.federation.run_id)
         self._journal = Journal(config.run_folder)
 
@@ -68,9 +71,13 @@ class FederationRun:
         """
         planned = self._config.federation.rounds
         try:
-            state = self._load_state()
-            self._journal.write("run-started", rounds=planned, rounds_done=state.rounds_done)
+            stored = self._checkpoints.load()
+            rounds_done = 0 if stored is None else stored.rounds_done
+            self._journal.write("run-started", rounds=planned, rounds_done=rounds_done)
             nodes, profiles = self._meet()
+            if self._config.catalogue.agree:
+                nodes, profiles = self._agree(nodes, profiles)
+            state = self._starting_from(stored)
             pairs = self._collect_sums(nodes)
             while state.rounds_done < planned:
                 state = self._round(state, nodes, profiles)
@@ -84,8 +91,19 @@ class FederationRun:
             self._journal.close()
         return state
 
-    def _load_state(self) -> ServerState:
-        state = self._checkpoints.load()
+    def _use(self, catalogue: Catalogue) -> None:
+        self._catalogue, self._catalogue_digest = catalogue, catalogue.digest
+
+    def _agree(
+        self, nodes: Mapping[str, int], profiles: Mapping[str, Profile]
+    ) -> tuple[dict[str, int], dict[str, Profile]]:
+        """Use the catalogue that the run's platforms agree on; keep those who hold it."""
+        agreement = CatalogueAgreement(self._config, self._exchange, self._journal)
+        catalogue, held_by = agreement.settle(nodes)
+        self._use(catalogue)
+        return {name: nodes[name] for name in held_by}, {name: profiles[name] for name in held_by}
+
+    def _starting_from(self, state: ServerState | None) -> ServerState:
         if state is None:
             return initial_state(self._initial_parameters())
         try:
@@ -155,7 +173,8 @@ class FederationRun:
         if found.platform in nodes:
             msg = f"platform {found.platform!r} joined twice; the first one stays."
             raise RequestRefused(msg)
-        if found.catalogue_digest != self._catalogue_digest:
+        is_given = not self._config.catalogue.agree
+        if is_given and found.catalogue_digest != self._catalogue_digest:
             msg = f"platform {found.platform!r} holds another version of the catalogue."
             raise RequestRefused(msg)
         mechanism = self._config.mechanism

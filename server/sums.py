@@ -89,11 +89,14 @@ class PrivateSums:
         return self._ask("item-pairs", asked, nodes)
 
     def _shared(self) -> Arrays:
-        items = shared_items(self._catalogue, self._config.federation.platforms)
+        listed = self._catalogue.listings
+        names = tuple(name for name in self._config.federation.platforms if name in listed)
+        items = shared_items(self._catalogue, names)
         if len(items) < 2:
             msg = (
                 f"sums: {len(items)} items are listed by two platforms or more, at least 2 are "
-                "needed. Check the catalogue, or leave [sums] out."
+                "needed. Check the catalogue (where platforms agree on one, their item ids and "
+                "secrets), or leave [sums] out."
             )
             raise RunFailed(msg)
         return {"items": items}

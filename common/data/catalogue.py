@@ -2,6 +2,8 @@
 
 The catalogue is a public input (an assortment feed). Its order is the index order of every
 shared parameter, so platforms and server compare its digest before they exchange anything.
+Everybody reads it from the same file, or it is agreed on (:mod:`common.data.agreement`): then a
+platform holds a :class:`PlatformCatalogue`, its own part.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,20 +31,42 @@ if TYPE_CHECKING:
 _PLATFORM_SPELLINGS: Final = ("platform", "platformid", "shop", "shopid", "market", "marketid")
 
 
+class ItemOrder(Protocol):
+    """What reading a platform's data needs of a catalogue: the rows of its items."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of items of all platforms together."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the ordered items: equal digests mean equal indices."""
+
+    def index_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The catalogue index of each id."""
+
+    def listed_ids(self, platform: str) -> tuple[str, ...]:
+        """The ids that ``platform`` lists, in the order of its listing."""
+
+    def listing(self, platform: str) -> NDArray[np.int64]:
+        """The sorted catalogue indices that ``platform`` lists."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Catalogue:
     """Items in their shared order, and the listing of each platform.
 
     Attributes:
-        item_ids: sorted by code point, unique; position = catalogue index.
+        item_ids: unique; position = catalogue index. A catalogue from a file is sorted by code
+            point, one that was agreed on grows at its end.
         listings: platform name -> sorted catalogue indices of the items that it lists.
         derived: True if it was collected from interactions, which is no public input: fit
             for a simulation, and to be said in its report.
         attributes: one row per item in the order of ``item_ids`` (index ``item_id``), or None.
 
     Raises:
-        ValueError: if ids or a listing are not sorted and unique, a listing is empty or out
-            of range, or the attributes belong to other items.
+        ValueError: if an id is there twice, a listing is not sorted, empty or out of range, or the
+            attributes belong to other items.
     """
 
     item_ids: tuple[str, ...]
@@ -52,9 +76,9 @@ class Catalogue:
     _index: pd.Index[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        ids = np.asarray(self.item_ids, dtype=object)
-        if not len(ids) or (len(ids) > 1 and not (ids[:-1] < ids[1:]).all()):
-            raise ValueError("item_ids must hold at least one id, be sorted and hold no id twice")
+        ids = pd.Index(np.asarray(self.item_ids, dtype=object))
+        if not len(ids) or not ids.is_unique:
+            raise ValueError("item_ids must hold at least one id, and no id twice")
         listings: dict[str, NDArray[np.int64]] = {}
         for platform, listing in self.listings.items():
             indices = np.array(listing, dtype=np.int64)
@@ -68,7 +92,7 @@ class Catalogue:
         if self.attributes is not None and tuple(self.attributes.index) != self.item_ids:
             raise ValueError("attributes must have item_ids as their index")
         object.__setattr__(self, "listings", listings)
-        object.__setattr__(self, "_index", pd.Index(ids))
+        object.__setattr__(self, "_index", ids)
 
     @property
     def num_items(self) -> int:
@@ -78,8 +102,7 @@ class Catalogue:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the ordered item ids: equal digests mean equal indices."""
-        text = json.dumps(self.item_ids, ensure_ascii=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.item_ids)
 
     def index_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """Return the catalogue index of each id, shape (len(item_ids),).
@@ -87,17 +110,7 @@ class Catalogue:
         Raises:
             DataError: if an id is not in the catalogue.
         """
-        wanted = pd.Index(np.asarray(list(item_ids), dtype=object))
-        indices = self._index.get_indexer(wanted).astype(np.int64)
-        num_unknown = int((indices < 0).sum())
-        if num_unknown:
-            raise DataError(
-                "an item is not in the catalogue",
-                source="catalogue",
-                found=f"{num_unknown} unknown of {len(indices)} ids",
-                expected=f"ids among its {self.num_items} items",
-            )
-        return indices
+        return _places_in(self._index, item_ids)
 
     def listed_ids(self, platform: str) -> tuple[str, ...]:
         """The ids that ``platform`` lists, in the order of its local item indices.
@@ -114,13 +127,76 @@ class Catalogue:
             DataError: if the catalogue does not know the platform.
         """
         if platform not in self.listings:
-            raise DataError(
-                f"the catalogue lists nothing for platform {platform!r}",
-                source="catalogue",
-                found=f"listings of {', '.join(self.listings) or 'nobody'}",
-                expected=f"rows with platform {platform}",
-            )
+            raise _unlisted(platform, self.listings)
         return self.listings[platform]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PlatformCatalogue:
+    """One platform's part of a catalogue whose other items it does not know.
+
+    Attributes:
+        platform: whose part.
+        item_ids: its items, unique.
+        rows: shape (len(item_ids),), increasing: their catalogue indices.
+        num_items: size of the whole catalogue.
+        digest: of the whole catalogue, as the server gave it.
+
+    Raises:
+        ValueError: if the rows are not one for each item, increasing and in range.
+    """
+
+    platform: str
+    item_ids: tuple[str, ...]
+    rows: NDArray[np.int64]
+    num_items: int
+    digest: str
+    _index: pd.Index[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rows = np.array(self.rows, dtype=np.int64)
+        ids = pd.Index(np.asarray(self.item_ids, dtype=object))
+        is_rising = rows.shape == (len(ids),) and (np.diff(rows) > 0).all()
+        if not len(ids) or not ids.is_unique or not is_rising:
+            raise ValueError("rows must increase, one for each of at least one item")
+        if rows[0] < 0 or rows[-1] >= self.num_items:
+            raise ValueError(f"rows must be those of a catalogue of {self.num_items} items")
+        rows.flags.writeable = False
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "_index", ids)
+
+    def index_of(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """Return the catalogue index of each of the platform's ids, shape (len(item_ids),).
+
+        Raises:
+            DataError: if an id is not one of the platform's.
+        """
+        return self.rows[_places_in(self._index, item_ids)]
+
+    def listed_ids(self, platform: str) -> tuple[str, ...]:
+        """The platform's ids, in the order of its local item indices.
+
+        Raises:
+            DataError: if it is another platform's part.
+        """
+        self.listing(platform)
+        return self.item_ids
+
+    def listing(self, platform: str) -> NDArray[np.int64]:
+        """The sorted catalogue indices that the platform lists.
+
+        Raises:
+            DataError: if it is another platform's part.
+        """
+        if platform != self.platform:
+            raise _unlisted(platform, [self.platform])
+        return self.rows
+
+
+def digest_of(item_ids: Sequence[str]) -> str:
+    """SHA-256 (hex) of ordered ids, borders included."""
+    text = json.dumps(list(item_ids), ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def derive_catalogue(tables: Sequence[PlatformTable]) -> Catalogue:
@@ -213,7 +289,12 @@ def write_catalogue(catalogue: Catalogue, path: Path) -> None:
     """Write ``catalogue`` as CSV, one row per listing, so that reading it gives it back.
 
     ``derived`` is not part of the file: what is read from a file is a given catalogue.
+
+    Raises:
+        ValueError: if the items are not sorted: reading would sort them.
     """
+    if list(catalogue.item_ids) != sorted(catalogue.item_ids):
+        raise ValueError("a catalogue whose items are not sorted would be read in another order")
     rows = [
         pd.DataFrame({"index": listing, "platform": name})
         for name, listing in catalogue.listings.items()
@@ -228,6 +309,29 @@ def write_catalogue(catalogue: Catalogue, path: Path) -> None:
         rows_of = catalogue.attributes.iloc[table["index"].to_numpy(dtype=np.int64)]
         table = pd.concat([table, rows_of.reset_index(drop=True)], axis=1)
     table.drop(columns="index").to_csv(path, index=False, lineterminator="\n")
+
+
+def _places_in(index: pd.Index[str], item_ids: Iterable[str]) -> NDArray[np.int64]:
+    wanted = pd.Index(np.asarray(list(item_ids), dtype=object))
+    places = index.get_indexer(wanted).astype(np.int64)
+    num_unknown = int((places < 0).sum())
+    if num_unknown:
+        raise DataError(
+            "an item is not in the catalogue",
+            source="catalogue",
+            found=f"{num_unknown} unknown of {len(places)} ids",
+            expected=f"ids among its {len(index)} items",
+        )
+    return places
+
+
+def _unlisted(platform: str, listed: Iterable[str]) -> DataError:
+    return DataError(
+        f"the catalogue lists nothing for platform {platform!r}",
+        source="catalogue",
+        found=f"listings of {', '.join(listed) or 'nobody'}",
+        expected=f"rows with platform {platform}",
+    )
 
 
 def _places(names: Sequence[str]) -> tuple[int | None, int | None]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from common.data.catalogue import Catalogue
+    from common.data.catalogue import ItemOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ class UserItems:
     def from_table(
         cls,
         frame: pd.DataFrame,
-        catalogue: Catalogue,
+        catalogue: ItemOrder,
         platform: str,
         *,
         extra_users: Iterable[str] = (),
@@ -92,7 +92,7 @@ class UserItems:
 
 
 def encode_held_out(
-    frame: pd.DataFrame, *, user_ids: Sequence[str], catalogue: Catalogue, platform: str
+    frame: pd.DataFrame, *, user_ids: Sequence[str], catalogue: ItemOrder, platform: str
 ) -> sp.csr_matrix:
     """Held-out pairs as a matrix aligned with :class:`UserItems`.
 
@@ -112,7 +112,7 @@ def encode_held_out(
 
 
 def _encode(
-    frame: pd.DataFrame, user_ids: Sequence[str], catalogue: Catalogue, platform: str
+    frame: pd.DataFrame, user_ids: Sequence[str], catalogue: ItemOrder, platform: str
 ) -> sp.csr_matrix:
     listing = catalogue.listing(platform)
     # Each distinct id is looked up once, however many rows it has.

@@ -97,6 +97,7 @@ def move_in(folder: Path) -> PlatformConfig:
 
 def request_for(config: PlatformConfig, step: int) -> SumRequest | TrainRequest:
     """What is asked for in a step: both sums first, then rounds."""
+    assert config.catalogue.file is not None
     common: dict[str, Any] = {
         "run_id": RUN,
         "platform": NAME,

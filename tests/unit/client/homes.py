@@ -161,6 +161,7 @@ def fit_quickly(
 
 
 def catalogue_digest(config: PlatformConfig) -> str:
+    assert config.catalogue.file is not None
     return read_catalogue(config.catalogue.file, platforms=[NAME]).digest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NoReturn
 
+import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.common.serde import message_to_proto
@@ -12,7 +13,18 @@ from flwr.common.serde import message_to_proto
 import client.app
 from common.config import dump_config
 from common.errors import DataError
-from common.messages import ADOPT, PROFILE, SUM, TRAIN, Profile, Reply
+from common.messages import (
+    ADOPT,
+    AGREEMENT,
+    ASSORTMENT,
+    PROFILE,
+    SUM,
+    TRAIN,
+    Agreement,
+    AssortmentRequest,
+    Profile,
+    Reply,
+)
 from common.storage import write_durably
 from common.wire import decode, encode
 from simulations.engines.in_process import InProcessGrid
@@ -121,7 +133,7 @@ def garbage() -> dict[str, RecordDict]:
     }
 
 
-@pytest.mark.parametrize("kind", [TRAIN, SUM, ADOPT])
+@pytest.mark.parametrize("kind", [TRAIN, SUM, ADOPT, ASSORTMENT, AGREEMENT])
 @pytest.mark.parametrize("case", ["empty", "not-json", "unknown-field", "second-record"])
 def test_a_malformed_request_touches_nothing(
     config: PlatformConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, case: str
@@ -135,8 +147,23 @@ def test_a_malformed_request_touches_nothing(
     assert durable_rows(config, "reserve") == 0
 
 
+def agreement() -> Agreement:
+    return Agreement(
+        run_id="spring",
+        platform=NAME,
+        assortment_digest="a" * 64,
+        origin="b" * 64,
+        version=1,
+        catalogue_digest="c" * 64,
+        num_items=2,
+    )
+
+
 PLANTED: dict[str, tuple[str, str]] = {
-    "profile": ("client.platform.load_catalogue", PROFILE),
+    "profile": ("client.platform.catalogue_digest", PROFILE),
+    "reporting": ("client.platform.read_assortment", ASSORTMENT),
+    "encoding-a-report": ("client.app.encode", ASSORTMENT),
+    "agreeing": ("client.platform.PlatformState", AGREEMENT),
     "configuration": ("client.app.load_config", TRAIN),
     "encoding-a-release": ("client.app.encode", TRAIN),
     "encoding-an-adoption": ("client.app.encode", ADOPT),
@@ -170,6 +197,8 @@ def test_no_text_of_an_error_crosses_the_boundary_in_a_reply_or_a_flower_error(
         TRAIN: encode(train_request(config), shared_arrays()),
         SUM: encode(sum_request(config), asked_arrays()),
         ADOPT: encode(adopt_request(config), shared_arrays()),
+        ASSORTMENT: encode(AssortmentRequest(run_id="spring", platform=NAME, max_items=100)),
+        AGREEMENT: encode(agreement(), {"rows": np.arange(2)}),
     }[kind]
     if case == "declining":
         content = encode(train_request(config, trust="none"), shared_arrays())

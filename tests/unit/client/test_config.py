@@ -7,6 +7,7 @@ import pytest
 
 from client.config import (
     AdaptationSection,
+    CatalogueSection,
     PlatformConfig,
     PlatformSection,
     PrivacySection,
@@ -193,6 +194,27 @@ def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     config = move_in(tmp_path, epsilon=math.inf, trust="none")
     assert load(tmp_path, dump_config(config)).data == config.data
     assert config.simulation == SimulationSection(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ("", "either file or assortment, found neither"),
+        ('file = "a.csv"\nassortment = "b.csv"', "either file or assortment, found both"),
+        ('file = "a.csv"\nkey_file = "secret"', "key_file"),
+        ('key_file = "secret"', "found neither"),
+    ],
+)
+def test_there_is_one_source_of_the_catalogue(tmp_path: Path, lines: str, named: str) -> None:
+    text = PLATFORM_TOML.replace('file = "catalogue.csv"', lines)
+    with pytest.raises(ConfigError, match=rf"\[catalogue\].*{named}"):
+        load(tmp_path, text)
+
+
+def test_an_assortment_is_found_beside_the_file(tmp_path: Path) -> None:
+    lines = 'assortment = "own.csv"\nkey_file = "secret"'
+    found = load(tmp_path, PLATFORM_TOML.replace('file = "catalogue.csv"', lines)).catalogue
+    assert found == CatalogueSection(assortment=tmp_path / "own.csv", key_file=tmp_path / "secret")
 
 
 def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:

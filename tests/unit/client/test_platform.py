@@ -876,6 +876,7 @@ def test_an_item_that_nobody_bought_yet_is_fitted_again(
     config: PlatformConfig, fits: list[Any]
 ) -> None:
     """The models that are stored have no score for it."""
+    assert config.catalogue.file is not None
     with config.catalogue.file.open("a", encoding="utf-8") as file:
         file.write(f"i{NUM_ITEMS - 1:02d},{NAME}\n")
     adopt(config)

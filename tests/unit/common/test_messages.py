@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from common.errors import ConfigError, RequestRefused
 from common.messages import (
     AdoptRequest,
+    Agreement,
+    AssortmentRequest,
     Profile,
     Reply,
     SumRequest,
@@ -74,8 +76,26 @@ ADOPT = AdoptRequest(
     own_included=True,
     noise_std=1.5,
 )
+ASSORTMENT = AssortmentRequest(run_id="spring", platform="north", max_items=100)
+AGREEMENT = Agreement(
+    run_id="spring",
+    platform="north",
+    assortment_digest="a" * 64,
+    origin="b" * 64,
+    version=2,
+    catalogue_digest="c" * 64,
+    num_items=100,
+)
 REPLY = Reply(platform="north", run_id="spring", round_number=3, outcome="released")
-MESSAGES: list[DataclassInstance] = [TRAIN, SUM, PROFILE, ADOPT, REPLY]
+MESSAGES: list[DataclassInstance] = [
+    TRAIN,
+    SUM,
+    PROFILE,
+    ADOPT,
+    ASSORTMENT,
+    AGREEMENT,
+    REPLY,
+]
 every_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 
 
@@ -372,3 +392,24 @@ def test_the_ledger_is_charged_for_what_was_asked() -> None:
     assert TRAIN.mechanism() == asked
     broken = replace(TRAIN, trust="secagg-simulated", num_platforms=5).mechanism_if_broken()
     assert broken == replace(asked, noise_multiplier=0.75)
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (AGREEMENT, "origin", "B" * 64),
+        (AGREEMENT, "assortment_digest", "a" * 63),
+        (AGREEMENT, "catalogue_digest", ""),
+        (AGREEMENT, "version", 0),
+        (AGREEMENT, "num_items", 0),
+        (AGREEMENT, "num_items", 10**12),
+        (AGREEMENT, "run_id", "../spring"),
+        (ASSORTMENT, "max_items", 0),
+        (ASSORTMENT, "run_id", ""),
+    ],
+)
+def test_a_catalogue_that_cannot_be_is_refused(
+    message: DataclassInstance, field: str, value: object
+) -> None:
+    with pytest.raises(RequestRefused, match=field):
+        decode_with(message, {field: value})

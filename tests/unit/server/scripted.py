@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.app import Error, Message, RecordDict
 
+from common.data.agreement import pack_keys
 from common.data.catalogue import read_catalogue
 from common.messages import (
+    AGREEMENT,
+    ASSORTMENT,
     PROFILE,
     SUM,
     TRAIN,
     AdoptRequest,
+    Agreement,
+    AssortmentRequest,
     Profile,
     Reply,
     SumRequest,
@@ -69,7 +74,7 @@ def reply(name: str, round_number: int, **changes: Any) -> Reply:  # noqa: ANN40
 
 def honest_release(request: TrainRequest) -> Answer:
     name, number = request.platform, request.round_number
-    return encode(reply(name, number), release(name, number))
+    return encode(reply(name, number, run_id=request.run_id), release(name, number))
 
 
 def sum_release(name: str, quantity: SumQuantity, num_asked: int) -> Arrays:
@@ -80,11 +85,28 @@ def sum_release(name: str, quantity: SumQuantity, num_asked: int) -> Arrays:
 
 def honest_sum(request: SumRequest, asked: Arrays) -> Answer:
     name = request.platform
-    return encode(reply(name, 0), sum_release(name, request.quantity, len(asked["items"])))
+    sums = sum_release(name, request.quantity, len(asked["items"]))
+    return encode(reply(name, 0, run_id=request.run_id), sums)
 
 
 def honest_adoption(request: AdoptRequest) -> Answer:
-    return encode(reply(request.platform, 0, outcome="adopted"))
+    return encode(done(request, "adopted"))
+
+
+def done(request: AdoptRequest | AssortmentRequest | Agreement, outcome: str) -> Reply:
+    return reply(request.platform, 0, run_id=request.run_id, outcome=outcome)
+
+
+def listing(*keys: str) -> Callable[[AssortmentRequest], Answer]:
+    """A platform that reports ``keys``."""
+    return lambda request: encode(done(request, "listed"), pack_keys(keys))
+
+
+EVERYTHING = listing(*(f"i{k}" for k in range(NUM_ITEMS)))
+
+
+def honest_agreement(request: Agreement, _: Arrays) -> Answer:
+    return encode(done(request, "agreed"))
 
 
 @dataclass(kw_only=True)
@@ -92,6 +114,8 @@ class Shop:
     """A platform: what it says of itself and how it answers; honest unless changed."""
 
     profile: Profile | Answer
+    report: Callable[[AssortmentRequest], Answer] = EVERYTHING
+    agree: Callable[[Agreement, Arrays], Answer] = honest_agreement
     train: Callable[[TrainRequest], Answer] = honest_release
     sum_up: Callable[[SumRequest, Arrays], Answer] = honest_sum
     adopt: Callable[[AdoptRequest], Answer] = honest_adoption
@@ -118,6 +142,8 @@ class ScriptedGrid(InProcessGrid):
         self._copies = copies
         self.requests: list[TrainRequest] = []
         self.shared: list[Arrays] = []
+        self.reported: list[AssortmentRequest] = []
+        self.agreed: list[tuple[Agreement, Arrays]] = []
         self.sums: list[tuple[SumRequest, Arrays]] = []
         self.adopted: list[tuple[AdoptRequest, Arrays]] = []
         self.unreachable_after_meeting: set[int] = set()
@@ -144,6 +170,13 @@ class ScriptedGrid(InProcessGrid):
         shop = self._shops[message.metadata.dst_node_id]
         if message.metadata.message_type == PROFILE:
             return encode(shop.profile) if isinstance(shop.profile, Profile) else shop.profile
+        if message.metadata.message_type == ASSORTMENT:
+            asked, _ = decode(message.content, AssortmentRequest)
+            self.reported.append(asked)
+            return shop.report(asked)
+        if message.metadata.message_type == AGREEMENT:
+            self.agreed.append(decode(message.content, Agreement))
+            return shop.agree(*self.agreed[-1])
         if message.metadata.message_type == TRAIN:
             request, arrays = decode(message.content, TrainRequest)
             self.requests.append(request)

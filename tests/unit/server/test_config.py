@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,6 @@ from server.config import (
     SumsSection,
     TrainingSection,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def federation(**changes: Any) -> FederationSection:  # noqa: ANN401 - any field
@@ -162,6 +160,20 @@ def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert loaded.mechanism == config.mechanism
     assert loaded.federation == config.federation
     assert loaded.model == config.model
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, "either file or agree = true, found neither"),
+        ({"file": Path("a.csv"), "agree": True}, "either file or agree = true, found both"),
+        ({"agree": True, "max_items": 0}, "max_items"),
+        ({"agree": True, "max_items": 10**9}, "max_items"),
+    ],
+)
+def test_there_is_one_source_of_the_catalogue(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        CatalogueSection(**changes)
 
 
 def test_a_mistake_in_the_file_is_named_with_its_place(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.data.catalogue import Catalogue, derive_catalogue, read_catalogue, write_catalogue
+from common.data.catalogue import (
+    Catalogue,
+    PlatformCatalogue,
+    derive_catalogue,
+    read_catalogue,
+    write_catalogue,
+)
+from common.data.interactions import UserItems
 from common.data.schema import PlatformTable
 from common.errors import DataError
 
@@ -60,13 +67,70 @@ def test_the_digest_depends_on_the_ids_and_their_borders() -> None:
 
     assert digest("a", "b") == digest("a", "b")
     assert len({digest("a", "b"), digest("ab"), digest("a\nb"), digest('a","b'), digest("a")}) == 5
+    assert digest("b", "a") != digest("a", "b")
+
+
+def test_the_order_given_is_the_order_of_rows_and_no_file_would_keep_another(
+    tmp_path: Path,
+) -> None:
+    grown = Catalogue(item_ids=("b", "d", "a"), listings={"n": np.array([0, 2])}, derived=False)
+    assert grown.index_of(["a", "b", "d"]).tolist() == [2, 0, 1]
+    assert grown.listed_ids("n") == ("b", "a")
+    with pytest.raises(ValueError, match="another order"):
+        write_catalogue(grown, tmp_path / "catalogue.csv")
+    assert not (tmp_path / "catalogue.csv").exists()
+
+
+def test_a_platform_needs_only_its_own_part_to_read_its_data() -> None:
+    whole = Catalogue(
+        item_ids=("b", "d", "a", "c"), listings={"n": np.array([0, 2, 3])}, derived=False
+    )
+    part = PlatformCatalogue(
+        platform="n",
+        item_ids=("b", "a", "c"),
+        rows=np.array([0, 2, 3]),
+        num_items=whole.num_items,
+        digest=whole.digest,
+    )
+    frame = pd.DataFrame(
+        [("1", "c"), ("1", "b"), ("2", "a")], columns=["user_id", "item_id"], dtype="str"
+    )
+    for catalogue in (whole, part):
+        users = UserItems.from_table(frame, catalogue, "n")
+        assert users.listing.tolist() == [0, 2, 3]
+        assert users.matrix.toarray().tolist() == [[1, 0, 1], [0, 1, 0]]
+        assert catalogue.listed_ids("n") == ("b", "a", "c")
+    with pytest.raises(DataError, match="1 unknown of 2"):
+        part.index_of(["a", "d"])
+    with pytest.raises(DataError, match="'s'"):
+        part.listing("s")
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"),
+    [
+        ((), []),
+        (("a", "b"), [1]),
+        (("a", "b"), [1, 0]),
+        (("a", "b"), [1, 1]),
+        (("a", "a"), [0, 1]),
+        (("a", "b"), [-1, 1]),
+        (("a", "b"), [0, 4]),
+    ],
+)
+def test_a_part_that_is_not_one_row_for_each_item_is_refused(
+    ids: tuple[str, ...], rows: list[int]
+) -> None:
+    with pytest.raises(ValueError, match="rows"):
+        PlatformCatalogue(
+            platform="n", item_ids=ids, rows=np.array(rows, dtype=int), num_items=4, digest=""
+        )
 
 
 @pytest.mark.parametrize(
     ("ids", "listing"),
     [
         ((), [0]),
-        (("b", "a"), [0]),
         (("a", "a"), [0]),
         (("a", "b"), []),
         (("a", "b"), [1, 0]),
@@ -78,7 +142,7 @@ def test_the_digest_depends_on_the_ids_and_their_borders() -> None:
 def test_an_order_that_two_sides_could_read_differently_is_refused(
     ids: tuple[str, ...], listing: list[int]
 ) -> None:
-    with pytest.raises(ValueError, match=r"sorted"):
+    with pytest.raises(ValueError, match=r"sorted|no id twice"):
         Catalogue(item_ids=ids, listings={"p": np.array(listing, dtype=int)}, derived=False)
 
 
