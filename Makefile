@@ -26,6 +26,9 @@ test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 test-postgres: $(VENV)/.installed-dev ## SQL sources against a real PostgreSQL (apt-get install postgresql)
 	$(BIN)/pytest -m postgres
 
+test-deployment: $(VENV)/.installed-dev ## a federation of real processes, killed and lied to
+	$(BIN)/pytest -m deployment -s tests/e2e/test_deployment.py
+
 lint: $(VENV)/.installed-dev ## style, types and import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

@@ -40,6 +40,9 @@ _ENVIRONMENT = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
 class Node:
     """The programs of one platform."""
 
+    launcher = "client.launcher"
+    """Module that answers the SuperNode's tasks."""
+
     def __init__(self, config_file: Path, config: PlatformConfig) -> None:
         """Check what is needed; nothing is started yet.
 
@@ -125,7 +128,7 @@ class Node:
         self._children.append(
             Child(
                 [
-                    *(sys.executable, "-m", "client.launcher"),
+                    *(sys.executable, "-m", self.launcher),
                     *("--runtime-api-address", f"127.0.0.1:{port}"),
                     *("--secret-file", str(self._secret)),
                     *("--parent-pid", str(os.getpid())),

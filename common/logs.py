@@ -58,6 +58,8 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in ("httpx", "httpcore"):  # a line for each request
+        logging.getLogger(name).setLevel("WARNING")
     # Flower's logger has a handler of its own and lets everything through.
     flower = logging.getLogger("flwr")
     flower.handlers.clear()

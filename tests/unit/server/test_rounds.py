@@ -590,4 +590,6 @@ def test_the_journal_tells_the_norm_of_the_mean_and_nothing_of_single_releases(
     assert closed == {"round": 1, "releases": 3, "update_norm": pytest.approx(norm, rel=1e-6)}
     assert all(set(e) == {"round", "platform", "outcome"} for e in events(config, "reply"))
     assert POPULATION == 100  # profiles are not written down either
-    assert "population" not in (folder / "state" / RUN_ID / "journal.jsonl").read_text(encoding="utf-8")
+    assert "population" not in (folder / "state" / RUN_ID / "journal.jsonl").read_text(
+        encoding="utf-8"
+    )

@@ -1,0 +1,269 @@
+"""Real processes: SuperLink with TLS and node authentication, a gateway, SuperNodes, our apps.
+
+Takes minutes: ``make test-deployment`` runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from client.config import PlatformConfig
+from client.ledger_view import check_ledger
+from common.config import load_config
+from common.models.ncf import initialise
+from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.rng import derive_seed
+from common.storage import read_arrays
+from server.aggregation import StreamingSum
+from server.strategy import apply_update, initial_state
+from tests.e2e.deployed import (
+    ROOT,
+    Deployment,
+    Program,
+    Wiretap,
+    change,
+    crossrec,
+    processes,
+    wait_for,
+)
+from tests.e2e.hostile_launcher import KINDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from common.models.partition import Arrays
+
+pytestmark = pytest.mark.deployment
+
+USERS = {"t1": 500, "s3": 600, "t2": 500, "s2": 400}
+
+
+def releases_of(deployment: Deployment, name: str) -> dict[str, Arrays]:
+    """Every release that a platform kept, by request."""
+    folder = deployment.home(name) / "state/releases"
+    found = (read_arrays(path) for path in folder.glob("*.safetensors"))
+    return {metadata["request"]: arrays for arrays, metadata in found}
+
+
+def check_ledgers(deployment: Deployment) -> None:
+    """Whole chains, prices that hold, and every release that was added up is a recorded one."""
+    for name in USERS:
+        if not deployment.toml(name).exists():
+            continue
+        config = load_config(deployment.toml(name), PlatformConfig)
+        crossrec("client", "ledger", "verify", deployment.toml(name))
+        with closing(Ledger(config.state.folder / LEDGER_FILE, read_only=True)) as ledger:
+            assert not check_ledger(ledger.entries(), config.state.folder / "releases")
+            reserved = [e.request_id for e in ledger.entries() if e.kind == "reserve"]
+            assert ledger.account().epsilon(config.privacy.delta) <= config.privacy.epsilon
+        # Nobody pays twice for a request that was repeated.
+        assert len(reserved) == len(set(reserved))
+
+
+def replayed(deployment: Deployment) -> Arrays:
+    """The parameters of a run in which the same releases came in with no disturbance.
+
+    From the journal's outcomes and the platforms' own copies of what they released.
+    """
+    config = deployment.config()
+    run = config.federation.run_id
+    by_platform = {name: releases_of(deployment, name) for name in config.federation.platforms}
+    state = initial_state(initial_parameters(deployment))
+    for number in range(1, config.federation.rounds + 1):
+        outcomes: dict[str, str] = {}
+        for event in deployment.events():
+            if event["event"] == "round-started" and event["round"] == number:
+                outcomes = {}  # a round that was begun again
+            elif event["event"] == "reply" and event["round"] == number:
+                outcomes[event["platform"]] = event["outcome"]
+        total = StreamingSum()
+        for name in sorted(outcomes):
+            if outcomes[name] == "released":
+                total.add(by_platform[name][f"{run}/{number}/{name}"])
+        assert total.count >= config.federation.quorum
+        state = apply_update(state, total.mean(), config.training, config.federation.rounds)
+    return state.parameters
+
+
+def initial_parameters(deployment: Deployment) -> Arrays:
+    config = deployment.config()
+    num_items = max(array.shape[0] for array in final(deployment).values())
+    seed = derive_seed(config.federation.seed, "initial-parameters")
+    model = initialise(config.model, num_items, torch.Generator().manual_seed(seed))
+    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+
+
+def test_a_federation_over_tls(tmp_path: Path, xmrec_folder: Path) -> None:
+    with Deployment(tmp_path, xmrec_folder, USERS, plan="both", rounds=2, epsilon=6) as subject:
+        server = subject.start_server()
+        wait_for(lambda: "platforms connect to" in server.said(), "the coordinator")
+        context = ssl.create_default_context(cafile=tmp_path / "market/ca.crt")
+        door = f"https://127.0.0.1:{subject.port}"
+
+        # Who is not registered, or signs wrongly, is refused; so is whoever wants to start a run.
+        call = f"{door}/v1/fleet/activate-node"
+        for headers in ({}, {"flwr-public-key": "AAAA", "flwr-signature": "AAAA"}):
+            answer = httpx.post(call, verify=context, headers=headers, trust_env=False)
+            assert answer.status_code in {400, 401, 403, 422}, answer.text
+        for path in ("/v1/control/start-run", "/v1/control/list-runs", "/v1/runtime/acquire-task"):
+            assert httpx.post(door + path, verify=context, trust_env=False).status_code == 404
+        with pytest.raises(httpx.HTTPError):  # no TLS, no answer
+            httpx.post(call.replace("https", "http"), trust_env=False)
+        with (
+            pytest.raises(ssl.SSLCertVerificationError),
+            socket.create_connection(("127.0.0.1", subject.port)) as plain,
+        ):
+            ssl.create_default_context().wrap_socket(plain, server_hostname="127.0.0.1")
+        stranger = tmp_path / "stranger"
+        crossrec(
+            *("client", "init", stranger, "--name", "t1", "--server", f"127.0.0.1:{subject.port}"),
+            *(
+                "--root-certificate",
+                tmp_path / "market/ca.crt",
+                "--data",
+                tmp_path / "t1-orders.csv",
+            ),
+            *("--assortment", tmp_path / "t1-items.csv", "--population", 500),
+        )
+        subject.programs["stranger"] = Program(
+            tmp_path / "stranger.log",
+            [
+                *(sys.executable, "-c", "from common.cli import main; main()"),
+                *("client", "run", str(stranger / "platform.toml")),
+            ],
+        )
+
+        # One platform connects through a wiretap.
+        tap = Wiretap(subject.port)
+        change(subject.toml("t1"), address=f"127.0.0.1:{tap.port}")
+        for name in USERS:
+            subject.start_platform(name)
+        subject.wait_for_end()
+        tap.close()
+        heard = b"".join(tap.heard)
+        assert len(heard) > 100_000
+        assert heard[:2] == b"\x16\x03"  # a TLS handshake
+        items = (tmp_path / "t1-items.csv").read_text().split()[1:20]
+        for word in ("POST", "flwr", "crossrec", "run-1", *items):
+            assert word.encode() not in heard, word
+
+        joined = [event["platform"] for event in subject.events("platform-joined")]
+        assert sorted(joined) == sorted(USERS)
+        assert (
+            "without a registered key" in (tmp_path / "market/state/flower/gateway.log").read_text()
+        )
+        assert not (stranger / "state" / LEDGER_FILE).exists()
+        outcomes = [event["outcome"] for event in subject.events("handed-over")]
+        assert outcomes == ["adopted"] * len(USERS)
+        check_ledgers(subject)
+        assert_equal(replayed(subject), final(subject))
+
+        # A second run, with the same keys, folders, and a catalogue that stays.
+        change(subject.config_file, run_id="run-2")
+        subject.start_server()
+        subject.wait_for_end()
+        outcomes = [event["outcome"] for event in subject.events("handed-over")]
+        assert outcomes == ["adopted"] * len(USERS)
+        check_ledgers(subject)
+        assert_equal(replayed(subject), final(subject))
+        status = crossrec("server", "status", subject.config_file)
+        assert "Run run-2: finished, 2 of 2 rounds" in status
+        assert "epsilon" in crossrec("client", "status", subject.toml("t1"))
+
+
+def final(deployment: Deployment) -> Arrays:
+    """The shared parameters of the last checkpoint."""
+    arrays, _ = read_arrays(deployment.config().run_folder / "checkpoint.safetensors")
+    prefix = "parameters/"
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def assert_equal(one: Arrays, other: Arrays) -> None:
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+
+
+def kill_all(*words: str) -> None:
+    found = processes(*words)
+    assert found, f"no process to kill: {words}"
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_whatever_is_killed_the_federation_completes(tmp_path: Path, xmrec_folder: Path) -> None:
+    with Deployment(tmp_path, xmrec_folder, USERS, plan="both", rounds=8, epsilon=8) as subject:
+        subject.start_server()
+        for name in USERS:
+            subject.start_platform(name)
+
+        # A platform, in the middle of a round: its command, and everything that it started.
+        subject.wait_for_event("round-started", round=2)
+        subject.programs["t2"].kill()
+        kill_all(str(subject.home("t2")))
+        subject.start_platform("t2")
+
+        # The ServerApp.
+        subject.wait_for_event("round-started", round=4)
+        kill_all("flwr-serverapp")
+
+        # The SuperLink.
+        subject.wait_for_event("round-started", round=6)
+        kill_all("flower-superlink", str(subject.folder))
+        subject.wait_for_end()
+
+        # And the coordinator's own command, after which `resume` hands over once more to everyone.
+        subject.start_server("resume")
+        wait_for(
+            lambda: [e["outcome"] for e in subject.events("handed-over")][-4:] == ["adopted"] * 4,
+            "a hand-over to all four platforms",
+        )
+        subject.wait_for_end()
+        assert len(subject.events("run-started")) >= 4
+        check_ledgers(subject)
+        assert_equal(replayed(subject), final(subject))
+
+
+def test_no_reply_of_a_hostile_platform_ends_the_run(tmp_path: Path, xmrec_folder: Path) -> None:
+    users = {"t1": 300, "s3": 300, "t2": 300}
+    rounds = len(KINDS)
+    with Deployment(tmp_path, xmrec_folder, users, plan="ncf", rounds=rounds) as subject:
+        change(subject.config_file, round_timeout_seconds=60.0)
+        with subject.config_file.open("a") as file:
+            file.write("\n[validation]\nmax_failures = 0\n")
+        subject.start_server()
+        for name in ("t1", "s3"):
+            subject.start_platform(name)
+        hostile = (
+            "import sys; from pathlib import Path; from client.config import PlatformConfig; "
+            "from client.node import Node; from common.config import load_config; "
+            "Node.launcher = 'tests.e2e.hostile_launcher'; path = Path(sys.argv[1]); "
+            "Node(path, load_config(path, PlatformConfig)).run()"
+        )
+        subject.programs["t2"] = Program(
+            tmp_path / "t2.log",
+            [sys.executable, "-c", hostile, str(subject.toml("t2"))],
+            PYTHONPATH=str(ROOT),
+        )
+        subject.wait_for_end()
+        replies = subject.events("reply")
+        causes = {e["round"]: e["outcome"] for e in replies if e["platform"] == "t2"}
+        honest = [e["outcome"] for e in replies if e["platform"] != "t2"]
+        assert honest == ["released"] * 2 * rounds
+        print("\n".join(f"{KINDS[k - 1]}: {cause}" for k, cause in sorted(causes.items())))
+        assert sorted(causes) == list(range(1, rounds + 1))
+        assert "released" not in causes.values()
+        assert len(set(causes.values())) == rounds
+        status = crossrec("server", "status", subject.config_file)
+        assert "finished" in status
