@@ -261,7 +261,7 @@ def test_no_reply_of_a_hostile_platform_ends_the_run(tmp_path: Path, xmrec_folde
         causes = {e["round"]: e["outcome"] for e in replies if e["platform"] == "t2"}
         honest = [e["outcome"] for e in replies if e["platform"] != "t2"]
         assert honest == ["released"] * 2 * rounds
-        print("\n".join(f"{KINDS[k - 1]}: {cause}" for k, cause in sorted(causes.items())))
+        print(*sorted(causes.items()), sep="\n")  # noqa: T201 - what each lie was called
         assert sorted(causes) == list(range(1, rounds + 1))
         assert "released" not in causes.values()
         assert len(set(causes.values())) == rounds
