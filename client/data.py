@@ -75,7 +75,19 @@ def load_catalogue(config: PlatformConfig) -> ItemOrder:
         DataError: if it cannot be used, or there is none yet.
         StateError: if what was agreed on is damaged.
     """
+    if not catalogue_is_known(config):
+        raise DataError(
+            "no catalogue was agreed on yet",
+            source=config.state.folder,
+            found="an assortment only",
+            expected="an agreement, which comes with the first run",
+        )
     return _catalogue(config, _stamp(_catalogue_file(config)))
+
+
+def catalogue_is_known(config: PlatformConfig) -> bool:
+    """Whether the platform holds a catalogue: a file, or what was agreed on."""
+    return config.catalogue.file is not None or _catalogue_file(config).exists()
 
 
 def catalogue_digest(config: PlatformConfig) -> str:
@@ -85,9 +97,7 @@ def catalogue_digest(config: PlatformConfig) -> str:
         DataError: if the catalogue cannot be used.
         StateError: if what was agreed on is damaged.
     """
-    if config.catalogue.file is None and not _catalogue_file(config).exists():
-        return ""
-    return load_catalogue(config).digest
+    return load_catalogue(config).digest if catalogue_is_known(config) else ""
 
 
 def _catalogue_file(config: PlatformConfig) -> Path:

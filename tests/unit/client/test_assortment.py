@@ -194,7 +194,7 @@ def test_an_id_too_long_for_the_others_is_refused_here(
 
 def test_before_an_agreement_there_is_no_catalogue(config: PlatformConfig) -> None:
     assert Platform(config).profile().catalogue_digest == ""
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="no catalogue was agreed on yet"):
         load_catalogue(config)
 
 
