@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import httpx
-import numpy as np
 from cryptography import x509
 
-from client.data import load_catalogue, load_platform_data
+from client.assortment import read_assortment
+from client.data import catalogue_is_known, load_catalogue, read_table
 from client.node import server_section
 from common.config import split_address
 from common.errors import CrossRecError, DataError
@@ -55,15 +55,14 @@ def check_platform(config_file: Path, config: PlatformConfig) -> Iterator[Findin
 def what_would_leave(config: PlatformConfig) -> list[str]:
     """Everything that a platform with this configuration ever sends, in words."""
     privacy = config.privacy
-    keyed = getattr(config.catalogue, "key_file", None) is not None
-    listed = getattr(config.catalogue, "assortment", None) is not None
+    keyed = config.catalogue.key_file is not None
     items = "keyed hashes of the items it lists" if keyed else "the ids of the items it lists"
     return [
         (
             f"its name ({config.platform.name}) and the population that platform.toml states "
             f"({config.platform.population})"
         ),
-        items if listed else "a digest of the shared catalogue",
+        "a digest of the shared catalogue" if config.catalogue.assortment is None else items,
         (
             "when it is asked: noisy counts of items, noisy counts of item pairs, noisy updates of "
             "item vectors and towers; each user's part is clipped, and all of them together cost a "
@@ -82,22 +81,31 @@ def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Fi
 
 
 def _data(config: PlatformConfig) -> Iterator[Finding]:
-    catalogue = load_catalogue(config)
-    listed = len(catalogue.listing(config.platform.name))
-    yield Finding(
-        subject="catalogue",
-        text=f"{listed} of {catalogue.num_items} items are listed by {config.platform.name}",
-    )
-    data = load_platform_data(config)
-    found = data.users.matrix
-    used = int(np.count_nonzero(np.asarray(found.sum(axis=0)).ravel()))
+    name = config.platform.name
+    if config.catalogue.assortment is not None:
+        listed = read_assortment(config.catalogue, name).item_ids
+        text = f"{len(listed)} items in the assortment"
+    else:
+        listed = load_catalogue(config).listed_ids(name)
+        text = f"{name} lists {len(listed)} items of the shared catalogue"
+    if not catalogue_is_known(config):
+        text += "; nothing is agreed on yet, which comes with the first run"
+    elif config.catalogue.assortment is not None:
+        agreed = load_catalogue(config)
+        common = len(set(agreed.listed_ids(name)) & set(listed))
+        text += f", {common} of them in the agreed catalogue of {agreed.num_items}"
+    yield Finding(subject="catalogue", text=text)
+    table = read_table(config, config.data.interactions())
+    mine = table[table["item_id"].isin(listed)]
+    users, items = mine["user_id"].nunique(), mine["item_id"].nunique()
     yield Finding(
         subject="data",
-        text=f"{found.shape[0]} users with {found.nnz} interactions, with {used} of the {listed} "
-        "listed items",
+        text=f"{users} users with {len(mine)} interactions with {items} listed items; "
+        f"{len(table) - len(mine)} interactions with items that are not listed are left out",
+        is_fine=users > 0,
     )
     declared = config.platform.population
-    if not declared / 3 <= found.shape[0] <= 3 * declared:
+    if not declared / 3 <= users <= 3 * declared:
         yield Finding(
             subject="population",
             text=f"platform.toml states {declared}, far from what the data hold; sums are divided "

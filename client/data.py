@@ -125,13 +125,7 @@ def _load_files(
 
 def _load(config: PlatformConfig, source: Path | SqlQuery) -> PlatformData:
     catalogue = load_catalogue(config)
-    columns = Columns(
-        user=config.data.user_column,
-        item=config.data.item_column,
-        rating=config.data.rating_column,
-        time=config.data.time_column,
-    )
-    table, _ = read_interactions(source, columns)
+    table = read_table(config, source)
     name = config.platform.name
     table = table[table["item_id"].isin(catalogue.listed_ids(name))]
     users = UserItems.from_table(table, catalogue, name)
@@ -141,6 +135,21 @@ def _load(config: PlatformConfig, source: Path | SqlQuery) -> PlatformData:
         users=users,
         folds=tuple(_folds(config, table, users, catalogue)),
     )
+
+
+def read_table(config: PlatformConfig, source: Path | SqlQuery) -> pd.DataFrame:
+    """All interactions as the platform's columns are named, of listed items or not.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    columns = Columns(
+        user=config.data.user_column,
+        item=config.data.item_column,
+        rating=config.data.rating_column,
+        time=config.data.time_column,
+    )
+    return read_interactions(source, columns)[0]
 
 
 def _folds(

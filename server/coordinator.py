@@ -8,10 +8,13 @@ because Flower forgets a run whose SuperLink died.
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from common.config import split_address
 from common.errors import ConfigError, RunFailed
 from common.processes import Child
 from server.journal import FILE_NAME, journal_size, read_journal
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.3
 SILENCE_SECONDS = 20.0
 """After so long without a word in the journal, Flower is asked whether the run still lives."""
+START_SECONDS = 60.0
 MAX_FRUITLESS_STARTS = 5
 """Starts in a row in which no round, sum or hand-over got done."""
 
@@ -116,6 +120,21 @@ class Coordinator:
             ],
             log=self._state / "flower" / "gateway.log",
         )
+        self._wait_for_gateway(self._gateway)
+
+    def _wait_for_gateway(self, gateway: Child) -> None:
+        host, port = split_address(self._network.address)
+        give_up = time.monotonic() + START_SECONDS
+        while time.monotonic() < give_up:
+            if gateway.exit_code is not None:
+                break
+            with suppress(OSError), socket.create_connection((_reached_at(host), port), 1.0):
+                return
+            time.sleep(POLL_SECONDS)
+        raise RunFailed(
+            f"[network] address = {self._network.address!r}: nothing could listen there; is it in "
+            f"use by another program? {gateway.log} ends with:\n{gateway.last_lines()}"
+        )
 
     def _follow(self, run: int, offset: int) -> tuple[str, bool]:
         """Wait until the run is over; return how it ended, and whether it got anywhere."""
@@ -131,7 +150,7 @@ class Coordinator:
             if not self._superlink.runs:
                 return "the SuperLink ended", got_somewhere
             if self._gateway is None or self._gateway.exit_code is not None:
-                self._check_gateway()
+                log.warning("the gateway ended and is started again")
                 self._start_gateway()
             if time.monotonic() - last_word > SILENCE_SECONDS:
                 last_word = time.monotonic()
@@ -145,12 +164,10 @@ class Coordinator:
                     return f"Flower: {status.state} {status.details}".strip(), got_somewhere
             time.sleep(POLL_SECONDS)
 
-    def _check_gateway(self) -> None:
-        said = self._gateway.last_lines() if self._gateway is not None else ""
-        if "address already in use" in said.lower():
-            msg = f"[network] address = {self._network.address!r} is in use by another program."
-            raise RunFailed(msg)
-        log.warning("the gateway ended and is started again: %s", said)
+
+def _reached_at(host: str) -> str:
+    """Where this machine reaches what listens on ``host``, which may stand for all addresses."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
 
 
 def platform_keys(network: NetworkSection, platforms: tuple[str, ...]) -> dict[str, Path]:

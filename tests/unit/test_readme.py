@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import click
 import pytest
 import typer
 
-from client.config import PlatformConfig
 from common.cli import app
-from common.config import parse_config
-from server.config import FederationConfig
 
 README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -55,14 +51,3 @@ def test_the_flags_named_in_the_text_exist(name: str, begin: str, end: str) -> N
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
 def test_linked_files_exist(target: str) -> None:
     assert (README.parent / target).exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "schema"), [("platform", PlatformConfig), ("federation", FederationConfig)]
-)
-def test_the_shown_configurations_are_accepted(
-    name: str, schema: type[PlatformConfig | FederationConfig], tmp_path: Path
-) -> None:
-    block = re.search(rf"```toml\n(# {name}.toml.*?)```", TEXT, re.DOTALL)
-    assert block is not None
-    parse_config(tomllib.loads(block[1]), schema, "README.md", folder=tmp_path)

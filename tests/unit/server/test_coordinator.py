@@ -112,6 +112,7 @@ def prepared(
     scripted = Scripted(config, *starts)
     monkeypatch.setattr(coordinator, "SuperLink", lambda *_: scripted)
     monkeypatch.setattr(coordinator, "Child", Gateway)
+    monkeypatch.setattr(Coordinator, "_wait_for_gateway", lambda *_: None)
     monkeypatch.setattr(coordinator, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(coordinator, "SILENCE_SECONDS", 0.01)
     return Coordinator(config_file, config), scripted
@@ -221,3 +222,13 @@ def test_a_federation_without_network_keys_or_certificate_is_refused(config_file
     config_file.write_text(text[: text.index("[network]")])
     with pytest.raises(ConfigError, match=r"\[network\] is missing"):
         opened()
+
+
+def test_an_address_in_use_is_named(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Coordinator._wait_for_gateway
+    subject, _ = prepared(config_file, monkeypatch, finishes)
+    monkeypatch.setattr(Coordinator, "_wait_for_gateway", waiting)
+    monkeypatch.setattr(Gateway, "exit_code", 1)
+    monkeypatch.setattr(Gateway, "log", "gateway.log", raising=False)
+    with pytest.raises(RunFailed, match=r"0\.0\.0\.0:8000.*in use by another program"):
+        subject.run()
