@@ -10,13 +10,18 @@ import signal
 import socket
 import ssl
 import sys
+from base64 import b64encode
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from client.config import PlatformConfig
 from client.ledger_view import check_ledger
@@ -104,6 +109,21 @@ def initial_parameters(deployment: Deployment) -> Arrays:
     return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
 
 
+def signed_by_another(public_key: Path) -> dict[str, str]:
+    """Headers that name a registered platform's key, signed by a key that is not its own."""
+    named = serialization.load_ssh_public_key(public_key.read_bytes())
+    moment = datetime.now(UTC).isoformat()
+    signature = ec.generate_private_key(ec.SECP384R1()).sign(
+        moment.encode(), ec.ECDSA(hashes.SHA256())
+    )
+    form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "flwr-public-key": b64encode(named.public_bytes(*form)).decode(),
+        "flwr-timestamp": moment,
+        "flwr-signature": b64encode(signature).decode(),
+    }
+
+
 def test_a_federation_over_tls(tmp_path: Path, xmrec_folder: Path) -> None:
     with Deployment(tmp_path, xmrec_folder, USERS, plan="both", rounds=2, epsilon=6) as subject:
         server = subject.start_server()
@@ -113,9 +133,16 @@ def test_a_federation_over_tls(tmp_path: Path, xmrec_folder: Path) -> None:
 
         # Who is not registered, or signs wrongly, is refused; so is whoever wants to start a run.
         call = f"{door}/v1/fleet/activate-node"
-        for headers in ({}, {"flwr-public-key": "AAAA", "flwr-signature": "AAAA"}):
-            answer = httpx.post(call, verify=context, headers=headers, trust_env=False)
-            assert answer.status_code in {400, 401, 403, 422}, answer.text
+        for headers in ({}, signed_by_another(subject.home("t1") / "node.pub")):
+            request = ActivateNodeRequest(public_key=b"key", heartbeat_interval=30)
+            answer = httpx.post(
+                call,
+                content=request.SerializeToString(),
+                headers={"content-type": "application/protobuf", **headers},
+                verify=context,
+                trust_env=False,
+            )
+            assert answer.status_code == 401, answer.text
         for path in ("/v1/control/start-run", "/v1/control/list-runs", "/v1/runtime/acquire-task"):
             assert httpx.post(door + path, verify=context, trust_env=False).status_code == 404
         with pytest.raises(httpx.HTTPError):  # no TLS, no answer
