@@ -4,19 +4,24 @@ A shop with 300 users joins five others of the synthetic marketplace. What it ga
 the best it can do alone is measured with ``crossrec simulate``'s own code, as a function of all
 users together. Takes from minutes to hours:
 
-    python -m tests.benchmarks.scaling --populations 1000,10000,100000 --seeds 2
+    python -m tests.benchmarks.scaling --populations 1000,10000,100000 --seeds 3 --out scaling.jsonl
+    python -m tests.benchmarks.scaling --draw scaling.jsonl    # scaling.png
+
+Points are appended to the file, so that several calls make one figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from common.data.catalogue import write_catalogue
@@ -65,7 +70,15 @@ def write_data(folder: Path, population: int, seed: int) -> None:
     write_catalogue(marketplace.catalogue, folder / "catalogue.csv")
 
 
-def measure(population: int, seed: int, plans: Sequence[PlanName], scratch: Path) -> list[Point]:
+def measure(
+    population: int,
+    seed: int,
+    plans: Sequence[PlanName],
+    scratch: Path,
+    *,
+    rounds: int,
+    sampling_rate: float,
+) -> list[Point]:
     """All runs on one marketplace; models that the newcomer fits alone are fitted once."""
     shutil.rmtree(scratch, ignore_errors=True)
     write_data(scratch / "data", population, seed)
@@ -80,6 +93,8 @@ def measure(population: int, seed: int, plans: Sequence[PlanName], scratch: Path
                 trust=trust,
                 epsilon=epsilon,
                 seed=seed,
+                rounds=rounds,
+                sampling_rate=sampling_rate if plan == "ncf" else 1.0,
             )
             setting = "no noise" if trust == "none" else f"epsilon {epsilon:g}"
             folder = scratch / f"{plan}-{setting}".replace(" ", "-")
@@ -124,19 +139,67 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
+def draw(points: Sequence[Point], path: Path) -> None:
+    """Population against gain, a line for each plan and noise, with the standard error of seeds."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for plan, setting in dict.fromkeys((point.plan, point.setting) for point in points):
+        gains: dict[int, list[float]] = {}
+        for point in points:
+            if (point.plan, point.setting) == (plan, setting):
+                gains.setdefault(point.population, []).append(point.gain)
+        sizes = sorted(gains)
+        axes.errorbar(
+            sizes,
+            [np.mean(gains[size]) for size in sizes],
+            [np.std(gains[size]) / np.sqrt(len(gains[size])) for size in sizes],
+            label=f"{plan}, {setting}",
+            linestyle={"pairs": "-", "ncf": "--"}.get(plan, ":"),
+            marker="o",
+            capsize=3,
+        )
+    axes.axhline(0, color="0.7", linewidth=1)
+    axes.set(
+        xscale="log", xlabel="users of all shops together", ylabel="gain in NDCG@10 over alone"
+    )
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--populations", default="1000,10000,100000")
     parser.add_argument("--plans", default="pairs,ncf")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--sampling-rate", type=float, default=1.0)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--draw", type=Path)
     arguments = parser.parse_args()
-    points: list[Point] = []
+    if arguments.draw:
+        lines = arguments.draw.read_text(encoding="utf-8").splitlines()
+        points = [Point(**json.loads(line)) for line in lines]
+        draw(points, arguments.draw.with_suffix(".png"))
+        print(table(points))
+        return
+    points = []
     plans = cast("list[PlanName]", arguments.plans.split(","))
     with tempfile.TemporaryDirectory() as scratch:
         for population in map(int, arguments.populations.split(",")):
             for seed in range(arguments.seeds):
-                points += measure(population, seed, plans, Path(scratch) / "run")
+                found = measure(
+                    population,
+                    seed,
+                    plans,
+                    Path(scratch) / "run",
+                    rounds=arguments.rounds,
+                    sampling_rate=arguments.sampling_rate,
+                )
+                points += found
+                if arguments.out:
+                    with arguments.out.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(asdict(point)) + "\n" for point in found)
                 print(table(points), flush=True)
 
 
