@@ -4,7 +4,8 @@ A SuperLink serves platforms (Fleet API), whoever starts and stops runs (Control
 programs that execute a run (Runtime API) on one port, the last two without authentication: whoever
 reaches it can have any code executed at the coordinator. So the SuperLink listens on loopback, and
 this program forwards the Fleet API alone, whose calls Flower checks against the platforms'
-registered keys. Requests have a limited size.
+registered keys. Requests have a limited size, and a node sends replies in its own name only, which
+Flower leaves unchecked.
 
     python -m server.gateway --listen 0.0.0.0:8000 --superlink 127.0.0.1:9000 \
         --certificate server.crt --key server.key --root-certificate ca.crt
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import uvicorn
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from google.protobuf.message import DecodeError
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -70,20 +73,18 @@ def create_gateway(client: httpx.AsyncClient) -> Starlette:
     """
 
     async def fleet(request: Request) -> Response:
-        if request.path_params["call"] not in FLEET_CALLS:
+        call = request.path_params["call"]
+        if call not in FLEET_CALLS:
             return _refusal(404, "no such call")
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > LARGEST_REQUEST:
-                return _refusal(413, f"a request has at most {LARGEST_REQUEST} bytes")
-        headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIX)
-        }
+        body = await _body_of(request)
+        if body is None:
+            return _refusal(413, f"a request has at most {LARGEST_REQUEST} bytes")
+        if call == "push-messages" and not _is_own(body):
+            log.warning("%s: a node sent a reply in another's name", _address_of(request))
+            return _refusal(403, "a node replies in its own name")
+        headers = {name: text for name, text in request.headers.items() if _is_passed_on(name)}
         try:
-            answer = await client.post(request.url.path, content=bytes(body), headers=headers)
+            answer = await client.post(request.url.path, content=body, headers=headers)
         except httpx.HTTPError as error:
             log.warning("the SuperLink did not answer (%s)", type(error).__name__)
             return _refusal(503, "the federation's SuperLink does not answer; try again")
@@ -112,6 +113,30 @@ def create_gateway(client: httpx.AsyncClient) -> Starlette:
         ],
         lifespan=lifespan,
     )
+
+
+async def _body_of(request: Request) -> bytes | None:
+    """All of the request, or None as soon as it is too large."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LARGEST_REQUEST:
+            return None
+    return bytes(body)
+
+
+def _is_passed_on(header: str) -> bool:
+    return header in _PASSED_ON or header.startswith(_PASSED_ON_PREFIX)
+
+
+def _is_own(body: bytes) -> bool:
+    """Whether every reply comes from the node that sends it, whose signature Flower checks."""
+    try:
+        request = PushMessagesRequest.FromString(body)
+    except DecodeError:
+        return False
+    sender = request.node.node_id
+    return all(message.metadata.src_node_id == sender for message in request.messages_list)
 
 
 def _refusal(status: int, reason: str) -> Response:

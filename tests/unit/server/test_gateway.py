@@ -4,6 +4,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata
+from flwr.proto.node_pb2 import Node
 from flwr.superlink.main import create_app
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
@@ -12,10 +17,6 @@ from server.gateway import FLEET_CALLS, create_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pytest
-
-Answer = "Callable[[httpx.Request], httpx.Response]"
 
 
 class SuperLink:
@@ -115,6 +116,29 @@ def test_flower_cuts_arrays_into_pieces_that_pass() -> None:
     from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
     assert 2 * FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE < gateway.LARGEST_REQUEST
+
+
+def replies(sender: int, *claimed: int) -> bytes:
+    messages = [MessageProto(metadata=Metadata(src_node_id=node)) for node in claimed]
+    request = PushMessagesRequest(node=Node(node_id=sender), messages_list=messages)
+    content: bytes = request.SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (replies(7), 200),
+        (replies(7, 7, 7), 200),
+        (replies(7, 8), 403),
+        (replies(7, 7, 8), 403),
+        (b"\xff\xff no message", 403),
+    ],
+)
+def test_a_node_replies_in_its_own_name(body: bytes, status: int) -> None:
+    superlink = SuperLink()
+    assert ask(superlink, "POST", "/v1/fleet/push-messages", body).status_code == status
+    assert len(superlink.seen) == (status == 200)
 
 
 def test_an_unregistered_node_is_refused_and_logged(caplog: pytest.LogCaptureFixture) -> None:
