@@ -66,13 +66,12 @@ class Exchange:
                 waiting[sent[0]] = node
         while waiting and time.monotonic() < deadline:
             arrived = False
+            # All of them, even past the deadline: a large reply must not cost others their turn.
             for message_id in list(waiting):
                 answer = self._pull(message_id, waiting[message_id])
                 if answer is not None:
                     arrived = True
                     yield waiting.pop(message_id), *answer
-                if time.monotonic() >= deadline:
-                    break
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():

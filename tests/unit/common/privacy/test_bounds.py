@@ -58,6 +58,7 @@ def test_honest_updates_are_within(rate: float, steps: int, noise: float) -> Non
         denominator=rate * 50,
         learning_rate=1.5,
         user_steps=1,
+        dropout=0.5,
     )
     vectors = UserVectors.initial(USERS, config.user_dim, torch.Generator().manual_seed(1))
     update, _ = train_round(config, shared, vectors, baskets(), plan, SeededRandom(2))

@@ -50,6 +50,7 @@ def test_a_false_update_moves_the_target_alone_and_towards_what_is_popular(kind:
         denominator=600.0,
         learning_rate=1.0,
         user_steps=1,
+        dropout=0.0,
     )
     rng = np.random.default_rng(0)
     shapes = shared_shapes(model, ITEMS)
