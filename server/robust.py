@@ -3,8 +3,8 @@
 They need all releases of a round in memory, and each one by itself: under secure aggregation there
 is only the sum. What they cost: an item that fewer than half of the platforms list has a median of
 zero, since others release zeros for it; a trimmed mean cuts it likewise; and Krum takes one
-platform's noisy release for all. What they prevent, and
-what not: ``tests/benchmarks/promotion.md``.
+platform's noisy release for all. What they prevent, and what not:
+``tests/benchmarks/promotion.md``.
 """
 
 from __future__ import annotations
