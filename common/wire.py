@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -31,11 +32,17 @@ def encode(value: DataclassInstance, arrays: Arrays | None = None) -> RecordDict
     return record
 
 
-def decode(record: RecordDict, schema: type[T]) -> tuple[T, Arrays]:
+def decode(record: RecordDict, schema: type[T], *, max_bytes: float = math.inf) -> tuple[T, Arrays]:
     """Take one message of type ``schema``, and the arrays beside it, out of a Flower record.
 
+    Args:
+        record: what came; Flower holds its bytes already.
+        schema: what it must be.
+        max_bytes: of message, arrays and their names together; more is refused before any of it is
+            decoded.
+
     Raises:
-        RequestRefused: if anything else is in it, or the message does not parse.
+        RequestRefused: if anything else is in it, it is too large, or does not parse.
     """
     foreign = set(record) - {_MESSAGE, _ARRAYS}
     message = record.get(_MESSAGE)
@@ -45,6 +52,12 @@ def decode(record: RecordDict, schema: type[T]) -> tuple[T, Arrays]:
     arrays = record.get(_ARRAYS, ArrayRecord())
     if not isinstance(arrays, ArrayRecord):
         msg = "malformed message: 'arrays' holds no arrays."
+        raise RequestRefused(msg)
+    num_bytes = len(str(message["json"])) + sum(
+        len(name) + len(array.data) for name, array in arrays.items()
+    )
+    if num_bytes > max_bytes:
+        msg = f"malformed message: {num_bytes:,} bytes, expected at most {max_bytes:,.0f}."
         raise RequestRefused(msg)
     try:
         numpy_arrays = {name: _numpy(array) for name, array in arrays.items()}
@@ -56,6 +69,19 @@ def decode(record: RecordDict, schema: type[T]) -> tuple[T, Arrays]:
 
 
 def _numpy(array: Array) -> np.ndarray:
-    """Decode one array; unlike ``Array.numpy()``, never a zip archive of several."""
+    """Decode one array; unlike ``Array.numpy()``, never a zip archive of several.
+
+    Raises:
+        ValueError: if it is none, or its header promises another number of bytes than follow.
+    """
     content = io.BytesIO(array.data)
+    version = np.lib.format.read_magic(content)
+    read_header = np.lib.format.read_array_header_1_0
+    shape, _, dtype = (read_header if version == (1, 0) else np.lib.format.read_array_header_2_0)(
+        content
+    )
+    # Before memory is asked for: a header of a hundred bytes may promise terabytes.
+    if len(array.data) - content.tell() != dtype.itemsize * math.prod(shape):
+        raise ValueError("the header promises another size")
+    content.seek(0)
     return np.lib.format.read_array(content, allow_pickle=False)

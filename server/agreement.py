@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ from flwr.app import Message
 
 from common.data.agreement import (
     MAX_ITEMS,
+    MAX_KEY_BYTES,
     check_assortment,
     extend_catalogue,
     pack_keys,
@@ -135,7 +135,8 @@ class CatalogueAgreement:
             messages,
             number=0,
             wanted="listed",
-            check=partial(check_assortment, max_items=self._max_items),
+            check=lambda _, arrays: check_assortment(arrays, max_items=self._max_items),
+            max_bytes=self._max_items * (MAX_KEY_BYTES + 8),
         ):
             if keys is not None:
                 reports[name] = unpack_keys(keys)

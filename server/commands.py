@@ -165,6 +165,32 @@ def status(config: Config = _DEFAULT) -> None:
     _show(Console(), federation, run)
 
 
+@app.command()
+def readmit(
+    name: Annotated[str, typer.Argument(help="The platform's name, as in federation.toml.")],
+    config: Config = _DEFAULT,
+) -> None:
+    """Ask a platform again that was set aside because it kept failing.
+
+    Stop the run first; the next `crossrec server resume` asks it.
+
+    Example:
+        crossrec server readmit shop-a market/federation.toml
+    """
+    from common.errors import ConfigError
+    from server.journal import Journal, read_journal
+    from server.standing import READMITTED, set_aside_in
+
+    folder = _read(config).run_folder
+    set_aside = set_aside_in(event for _, event in read_journal(folder))
+    if name not in set_aside:
+        raise ConfigError(f"{name!r} is not set aside; these are: {', '.join(set_aside) or 'none'}")
+    journal = Journal(folder)
+    journal.write(READMITTED, platform=name)
+    journal.close()
+    typer.echo(f"{name} is asked again from the next start on. It had failed: {set_aside[name]}")
+
+
 def _read(config: Path) -> FederationConfig:
     from common.config import load_config
     from server.config import FederationConfig
@@ -248,7 +274,7 @@ def _show(console: object, federation: FederationConfig, run: RunSummary) -> Non
             continue
         table.add_row(
             Text(name),
-            "yes" if found.joined else "no",
+            "set aside" if found.set_aside else "yes" if found.joined else "no",
             str(found.num_releases),
             str(found.num_refusals),
             "yes" if found.has_result else "no",

@@ -15,6 +15,8 @@ from common.models.ncf import NcfConfig
 from common.models.pairs import MAX_PAIRED_ITEMS
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
 
+AggregationName = Literal["mean", "median", "trimmed-mean", "krum"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FederationSection:
@@ -29,7 +31,9 @@ class FederationSection:
     quorum: int = 2
     """A round with fewer releases than this is discarded and ends the run."""
     seed: int = 0
-    """Starting values of the shared parameters."""
+    """Starting values of the shared parameters, and which platforms a round asks."""
+    platforms_per_round: int | None = None
+    """Platforms that a round asks, drawn by name and seed; all if left out. Sums ask all."""
     join_timeout_seconds: float = 600.0
     """How long the run waits for platforms that are not there yet, before it starts without."""
     round_timeout_seconds: float = 3600.0
@@ -48,6 +52,13 @@ class FederationSection:
             raise ConfigError(msg)
         if not 1 <= self.quorum <= len(self.platforms):
             msg = f"quorum: found {self.quorum}, expected 1 to {len(self.platforms)}."
+            raise ConfigError(msg)
+        per_round = self.platforms_per_round
+        if per_round is not None and not self.quorum <= per_round <= len(self.platforms):
+            msg = (
+                f"platforms_per_round: found {per_round}, expected from the quorum "
+                f"{self.quorum} to {len(self.platforms)}."
+            )
             raise ConfigError(msg)
         for name in ("join_timeout_seconds", "round_timeout_seconds"):
             if not getattr(self, name) > 0:  # infinity is a choice, NaN is not
@@ -162,6 +173,11 @@ class TrainingSection:
     """Step length on the server; FedAdam's falls to 0 over the planned rounds."""
     momentum: float = 0.9
     """First-moment decay of both strategies; 0 switches momentum off."""
+    aggregation: AggregationName = "mean"
+    """What is taken of a round's releases. All but the mean hold them in memory and need each one
+    by itself, which secure aggregation excludes; see :mod:`server.robust`."""
+    max_hostile: int = 1
+    """Platforms that may lie without moving a trimmed mean or Krum at will."""
 
     def __post_init__(self) -> None:
         """Refuse steps that lead nowhere."""
@@ -177,6 +193,42 @@ class TrainingSection:
             raise ConfigError(msg)
         if not 0 <= self.momentum < 1:
             msg = f"momentum: found {self.momentum}, expected a number in [0, 1)."
+            raise ConfigError(msg)
+        if self.max_hostile < 1:
+            msg = f"max_hostile: found {self.max_hostile}, expected at least 1."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationSection:
+    """``[validation]``: which releases are left out, and who is not asked again.
+
+    Every release is held against what an honest platform of the declared size could send at most
+    (:mod:`common.privacy.bounds`).
+    """
+
+    population_slack: float = 2.0
+    """A platform may have so many times the users that it declares."""
+    max_population: int = 10**10
+    """A platform that declares more is not let in."""
+    max_update_norm: float | None = None
+    """Largest L2 norm of an update, where that is less; left out: what the size allows."""
+    max_failures: int = 3
+    """Bad replies or time-outs in a row until a platform is set aside; 0: never."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits that no honest platform could keep."""
+        if not 1 <= self.population_slack < math.inf:
+            msg = f"population_slack: found {self.population_slack}, expected at least 1."
+            raise ConfigError(msg)
+        if self.max_population < 1:
+            msg = f"max_population: found {self.max_population}, expected at least 1."
+            raise ConfigError(msg)
+        if self.max_update_norm is not None and not self.max_update_norm > 0:
+            msg = f"max_update_norm: found {self.max_update_norm}, expected a positive number."
+            raise ConfigError(msg)
+        if self.max_failures < 0:
+            msg = f"max_failures: found {self.max_failures}, expected 0 (never) or more."
             raise ConfigError(msg)
 
 
@@ -220,6 +272,7 @@ class FederationConfig:
     state: StateSection = field(default_factory=StateSection)
     sums: SumsSection | None = None
     network: NetworkSection | None = None
+    validation: ValidationSection = field(default_factory=ValidationSection)
 
     @property
     def run_folder(self) -> Path:
@@ -233,6 +286,12 @@ class FederationConfig:
             raise ConfigError(msg)
         if self.federation.rounds > 0:
             self.mechanism.per_round()
+        if self.training.aggregation != "mean" and self.mechanism.trust == "secagg-simulated":
+            msg = (
+                f"training.aggregation = {self.training.aggregation!r} needs each release by "
+                "itself, and secure aggregation shows only their sum: use 'mean', or trust 'local'."
+            )
+            raise ConfigError(msg)
         if self.federation.rounds > 0 and self.sums and self.mechanism.sampling_rate < 1:
             msg = (
                 "mechanism.sampling_rate below 1 cannot follow [sums]: ledgers hold a run that "

@@ -18,7 +18,8 @@ from common.config import split_address
 from common.errors import ConfigError, RunFailed
 from common.processes import Child
 from server.journal import FILE_NAME, journal_size, read_journal
-from server.superlink import REGISTRATIONS_FILE, SuperLink
+from server.registrations import REGISTRATIONS_FILE
+from server.superlink import SuperLink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

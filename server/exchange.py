@@ -9,6 +9,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import httpx
+
 from common.errors import CrossRecError, InvalidRelease, RunFailed
 from common.messages import Reply
 from common.wire import decode
@@ -21,20 +23,31 @@ if TYPE_CHECKING:
 
     from common.models.partition import Arrays
     from server.config import FederationConfig
+    from server.standing import Standing
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 _LONGEST_REASON = 500
 
+LARGEST_MESSAGE = 1 << 16
+"""Bytes of a reply beside its arrays."""
+
 
 class Exchange:
     """Sends messages over a Flower grid on behalf of one run."""
 
-    def __init__(self, config: FederationConfig, grid: Grid) -> None:
-        """Take the run's name, quorum and patience from ``config``."""
+    def __init__(self, config: FederationConfig, grid: Grid, standing: Standing) -> None:
+        """Take the run's name, quorum and patience from ``config``.
+
+        Args:
+            config: of the federation.
+            grid: delivers messages.
+            standing: is told what became of every reply; whom to ask is the caller's to say.
+        """
         self._config = config
         self._grid = grid
+        self._standing = standing
 
     def nodes(self) -> list[int]:
         """Addresses of everybody who is there."""
@@ -53,19 +66,38 @@ class Exchange:
                 waiting[sent[0]] = node
         while waiting and time.monotonic() < deadline:
             arrived = False
-            for reply in self._grid.pull_messages(list(waiting)):
-                node_id = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node_id is None:
-                    continue
-                arrived = True
-                if reply.has_error():
-                    yield node_id, None, str(reply.error.reason)
-                else:
-                    yield node_id, reply.content, ""
+            # All of them, even past the deadline: a large reply must not cost others their turn.
+            for message_id in list(waiting):
+                answer = self._pull(message_id, waiting[message_id])
+                if answer is not None:
+                    arrived = True
+                    yield waiting.pop(message_id), *answer
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():
             yield node, None, "the round closed before it answered"
+
+    def _pull(self, message_id: str, node: int) -> tuple[RecordDict | None, str] | None:
+        """What answers one message: its content, or None and the cause; None if nothing is there.
+
+        One at a time: at most one reply is in memory, and one that Flower cannot read, which makes
+        it raise, is known by whom it was asked from. The metadata in a reply are its sender's.
+        """
+        try:
+            replies = list(self._grid.pull_messages([message_id]))
+            if not replies:
+                return None
+            reply = replies[0]
+            if reply.has_error():
+                return None, str(reply.error.reason)
+            said = reply.metadata
+            if (said.reply_to_message_id, said.src_node_id) != (message_id, node):
+                return None, f"its reply says that it comes from node {said.src_node_id}"
+        except (httpx.HTTPError, OSError):
+            raise  # the SuperLink does not answer: no platform's doing
+        except Exception as error:  # noqa: BLE001 - Flower's readers raise what they meet
+            return None, f"its reply cannot be read ({type(error).__name__})"
+        return reply.content, ""
 
     def ask(
         self,
@@ -73,7 +105,8 @@ class Exchange:
         *,
         number: int,
         wanted: str,
-        check: Callable[[Arrays], Arrays] | None = None,
+        check: Callable[[str, Arrays], Arrays] | None = None,
+        max_bytes: int = 0,
     ) -> Iterator[tuple[str, Arrays | None, str]]:
         """Send one message to each platform; yield (name, arrays or None, outcome).
 
@@ -81,25 +114,43 @@ class Exchange:
             messages: by platform.
             number: the round that replies must be for.
             wanted: the outcome of a platform that does what it is asked; its arrays are yielded.
-            check: refuses the arrays of such a reply, or returns them.
+            check: refuses the arrays of such a reply of a platform, or returns them.
+            max_bytes: of these arrays; larger replies are not decoded.
         """
+        most = LARGEST_MESSAGE + max_bytes
         names = {message.metadata.dst_node_id: name for name, message in messages.items()}
         by_node = {message.metadata.dst_node_id: message for message in messages.values()}
         for node, content, cause in self.send(by_node):
-            yield names[node], *self._read(names[node], number, wanted, content, cause, check)
+            name = names[node]
+            if content is None:
+                arrays, outcome = None, shortened(f"no answer: {cause}")
+            else:
+                arrays, outcome = self._read(name, number, wanted, content, check, most)
+            yield name, arrays, outcome
+            del arrays
+            self._standing.record(name, outcome)
 
-    def check_quorum(self, what: str, num_releases: int, num_asked: int) -> None:
+    def check_quorum(
+        self, what: str, num_releases: int, num_platforms: int, *, at_least: int = 1
+    ) -> None:
         """End the run if too few platforms released.
+
+        Args:
+            what: is asked for.
+            num_releases: that were accepted.
+            num_platforms: K, of which each adds its share of the noise.
+            at_least: releases that the aggregation needs.
 
         Raises:
             RunFailed: saying what was missing.
         """
         # Under secure aggregation each platform adds a share of the noise: all are needed.
         is_summed = self._config.mechanism.trust == "secagg-simulated"
-        needed = num_asked if is_summed else self._config.federation.quorum
+        needed = num_platforms if is_summed else self._config.federation.quorum
+        needed = max(needed, at_least)
         if num_releases < needed:
             msg = (
-                f"{what}: {num_releases} of {num_asked} platforms released, {needed} are "
+                f"{what}: {num_releases} of {num_platforms} platforms released, {needed} are "
                 f"needed{' for all of the noise' if is_summed else ''}. What is finished is kept; "
                 "see the journal for each platform's reason, then start the same run again."
             )
@@ -110,15 +161,13 @@ class Exchange:
         name: str,
         number: int,
         wanted: str,
-        content: RecordDict | None,
-        cause: str,
-        check: Callable[[Arrays], Arrays] | None,
+        content: RecordDict,
+        check: Callable[[str, Arrays], Arrays] | None,
+        max_bytes: int,
     ) -> tuple[Arrays | None, str]:
         """Take one reply: its arrays if the platform did what was asked, and what it did."""
-        if content is None:
-            return None, shortened(f"no answer: {cause}")
         try:
-            reply, arrays = decode(content, Reply)
+            reply, arrays = decode(content, Reply, max_bytes=max_bytes)
             run_id = self._config.federation.run_id
             if (reply.platform, reply.run_id, reply.round_number) != (name, run_id, number):
                 msg = (
@@ -132,7 +181,7 @@ class Exchange:
                 msg = f"outcome {reply.outcome!r}, expected {wanted!r}."
                 raise InvalidRelease(msg)
             if check is not None:
-                arrays = check(arrays)
+                arrays = check(name, arrays)
         except CrossRecError as error:
             outcome = shortened(f"left out: {error}")
             log.warning("reply of %s %s", name, outcome)

@@ -20,14 +20,19 @@ from common.data.catalogue import read_catalogue
 from common.errors import CrossRecError, InvalidRelease, RequestRefused, RunFailed, StateError
 from common.messages import ADOPT, PROFILE, TRAIN, AdoptRequest, Profile, TrainRequest
 from common.models.ncf import initialise
-from common.models.partition import PAIRS, check_shared
+from common.models.partition import PAIRS, check_shared, shared_shapes
 from common.rng import derive_seed
 from common.wire import decode, encode
 from server.aggregation import StreamingSum
 from server.agreement import CatalogueAgreement
 from server.checkpoint import Checkpoints
-from server.exchange import POLL_SECONDS, Exchange, shortened
-from server.journal import Journal
+from server.exchange import LARGEST_MESSAGE, POLL_SECONDS, Exchange, shortened
+from server.journal import Journal, read_journal
+from server.membership import sample_platforms, settle_membership
+from server.registrations import REGISTRATIONS_FILE, check_speaker, read_registrations
+from server.releases import check_update, norm_of, release_bytes
+from server.robust import RobustMean, releases_needed
+from server.standing import Standing, set_aside_in
 from server.strategy import ServerState, apply_update, initial_state
 from server.sums import PrivateSums
 
@@ -40,10 +45,9 @@ if TYPE_CHECKING:
     from common.models.partition import Arrays
     from server.checkpoint import CollectedSum
     from server.config import FederationConfig
+    from server.membership import Membership
 
 log = logging.getLogger(__name__)
-
-_LARGEST_POPULATION = 10**10
 
 
 class FederationRun:
@@ -56,12 +60,23 @@ class FederationRun:
             CrossRecError: if one of them cannot be used.
         """
         self._config = config
-        self._exchange = Exchange(config, grid)
         file, platforms = config.catalogue.file, list(config.federation.platforms)
         if file is not None:
             self._use(read_catalogue(file, platforms=platforms))
         self._checkpoints = Checkpoints(config.run_folder, config.federation.run_id)
         self._journal = Journal(config.run_folder)
+        self._standing = Standing(
+            self._journal,
+            config.validation.max_failures,
+            set_aside_in(event for _, event in read_journal(config.run_folder)),
+        )
+        self._exchange = Exchange(config, grid, self._standing)
+        # Without a network there are no keys: a simulation's platforms are who they say.
+        self._registered = (
+            None
+            if config.network is None
+            else read_registrations(config.state.folder / REGISTRATIONS_FILE)
+        )
 
     def run(self) -> ServerState:
         """Collect the sums, run the remaining rounds, then hand everything to every platform.
@@ -78,9 +93,14 @@ class FederationRun:
             if self._config.catalogue.agree:
                 nodes, profiles = self._agree(nodes, profiles)
             state = self._starting_from(stored)
-            pairs = self._collect_sums(nodes)
+            members = settle_membership(
+                self._config.run_folder,
+                self._config.federation.run_id,
+                {name: profile.population for name, profile in profiles.items()},
+            )
+            pairs = self._collect_sums(nodes, members)
             while state.rounds_done < planned:
-                state = self._round(state, nodes, profiles)
+                state = self._round(state, nodes, members)
             self._hand_over(state, pairs, nodes)
         except CrossRecError as error:
             self._journal.write("run-failed", reason=str(error))
@@ -114,11 +134,19 @@ class FederationRun:
             raise StateError(msg) from error
         return state
 
-    def _collect_sums(self, nodes: Mapping[str, int]) -> CollectedSum | None:
+    def _collect_sums(self, nodes: Mapping[str, int], members: Membership) -> CollectedSum | None:
         config = self._config
         if config.sums is None:
             return None
-        sums = PrivateSums(config, config.sums, self._catalogue, self._exchange, self._journal)
+        sums = PrivateSums(
+            config,
+            config.sums,
+            self._catalogue,
+            self._exchange,
+            self._journal,
+            members,
+            self._standing,
+        )
         return sums.collect(nodes)
 
     def _initial_parameters(self) -> Arrays:
@@ -130,7 +158,7 @@ class FederationRun:
 
     def _meet(self) -> tuple[dict[str, int], dict[str, Profile]]:
         """Ask every node who it is; keep the platforms of this federation."""
-        expected = set(self._config.federation.platforms)
+        expected = set(self._config.federation.platforms) - self._standing.set_aside.keys()
         nodes: dict[str, int] = {}
         profiles: dict[str, Profile] = {}
         give_up = time.monotonic() + self._config.federation.join_timeout_seconds
@@ -148,8 +176,8 @@ class FederationRun:
                 try:
                     if content is None:
                         raise RequestRefused(cause)
-                    found, _ = decode(content, Profile)
-                    self._check_profile(found, nodes)
+                    found, _ = decode(content, Profile, max_bytes=LARGEST_MESSAGE)
+                    self._check_profile(found, node, nodes)
                 except CrossRecError as error:
                     reason = shortened(error)
                     self._journal.write("platform-refused", node=str(node), reason=reason)
@@ -166,9 +194,15 @@ class FederationRun:
         names = sorted(nodes)
         return {name: nodes[name] for name in names}, {name: profiles[name] for name in names}
 
-    def _check_profile(self, found: Profile, nodes: Mapping[str, int]) -> None:
+    def _check_profile(self, found: Profile, node: int, nodes: Mapping[str, int]) -> None:
         if found.platform not in self._config.federation.platforms:
             msg = f"platform {found.platform!r} is not part of this federation."
+            raise RequestRefused(msg)
+        if self._registered is not None:
+            check_speaker(self._registered, found.platform, node)
+        if found.platform in self._standing.set_aside:
+            cause = self._standing.set_aside[found.platform]
+            msg = f"platform {found.platform!r} was set aside in this run: {cause}"
             raise RequestRefused(msg)
         if found.platform in nodes:
             msg = f"platform {found.platform!r} joined twice; the first one stays."
@@ -184,47 +218,80 @@ class FederationRun:
                 f"this run is {mechanism.trust!r} per {mechanism.unit}."
             )
             raise RequestRefused(msg)
-        if not 1 <= found.population <= _LARGEST_POPULATION:
+        if not 1 <= found.population <= self._config.validation.max_population:
             msg = f"platform {found.platform!r} declares population {found.population}."
             raise RequestRefused(msg)
 
     def _round(
-        self, state: ServerState, nodes: Mapping[str, int], profiles: Mapping[str, Profile]
+        self, state: ServerState, nodes: Mapping[str, int], members: Membership
     ) -> ServerState:
-        number = state.rounds_done + 1
-        self._journal.write("round-started", round=number, platforms=list(nodes))
-        # One public denominator for all makes the mean of releases the pooled gradient.
-        population = sum(profile.population for profile in profiles.values()) / len(profiles)
+        number, federation = state.rounds_done + 1, self._config.federation
+        num_platforms = members.num_asked(federation.platforms_per_round)
+        asked = self._standing.remaining(nodes)
+        if federation.platforms_per_round is not None:
+            asked = {
+                name: asked[name]
+                for name in sample_platforms(
+                    asked, num_platforms, seed=federation.seed, round_number=number
+                )
+            }
+        self._journal.write("round-started", round=number, platforms=list(asked))
         mechanism, training = self._config.mechanism, self._config.training
         messages: dict[str, Message] = {}
-        for name, node in nodes.items():
-            request = TrainRequest(
-                run_id=self._config.federation.run_id,
+        requests: dict[str, TrainRequest] = {}
+        for name, node in asked.items():
+            request = requests[name] = TrainRequest(
+                run_id=federation.run_id,
                 round_number=number,
                 platform=name,
                 catalogue_digest=self._catalogue_digest,
                 model=self._config.model,
                 trust=mechanism.trust,
-                num_platforms=len(nodes),
+                num_platforms=num_platforms,
                 noise_multiplier=mechanism.per_round().noise_multiplier,
                 clipping_norm=mechanism.clipping_norm,
                 sampling_rate=mechanism.sampling_rate,
                 local_steps=mechanism.local_steps,
-                denominator=mechanism.sampling_rate * population,
+                denominator=mechanism.sampling_rate * members.mean_population,
                 learning_rate=training.local_learning_rate,
                 user_steps=training.user_steps,
                 dropout=training.dropout,
             )
             record = encode(request, state.parameters)
             messages[name] = Message(record, node, TRAIN, group_id=str(number))
-        releases = StreamingSum()
+        validation = self._config.validation
+
+        def check(name: str, arrays: Arrays) -> Arrays:
+            return check_update(
+                arrays,
+                requests[name],
+                num_items=self._catalogue.num_items,
+                num_users=validation.population_slack * members.populations[name],
+                max_norm=validation.max_update_norm,
+            )
+
+        releases = (
+            StreamingSum()
+            if training.aggregation == "mean"
+            else RobustMean(training.aggregation, training.max_hostile)
+        )
+        shapes = shared_shapes(self._config.model, self._catalogue.num_items)
         for name, release, outcome in self._exchange.ask(
-            messages, number=number, wanted="released", check=self._check_shared
+            messages,
+            number=number,
+            wanted="released",
+            check=check,
+            max_bytes=release_bytes(shapes),
         ):
             if release is not None:
                 releases.add(release)
             self._journal.write("reply", round=number, platform=name, outcome=outcome)
-        self._exchange.check_quorum(f"round {number}", releases.count, len(nodes))
+        self._exchange.check_quorum(
+            f"round {number}",
+            releases.count,
+            num_platforms,
+            at_least=releases_needed(training.aggregation, training.max_hostile),
+        )
         update = releases.mean()
         with np.errstate(over="ignore", invalid="ignore"):
             state = apply_update(state, update, training, self._config.federation.rounds)
@@ -235,11 +302,10 @@ class FederationRun:
                 "overflow. Finished rounds are kept; leave out the platform that sent it."
             )
             raise RunFailed(msg)
-        norm = float(
-            np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in update.values()))
-        )
         # Before the checkpoint: a crash in between repeats the round, and its entry here.
-        self._journal.write("round-closed", round=number, releases=releases.count, update_norm=norm)
+        self._journal.write(
+            "round-closed", round=number, releases=releases.count, update_norm=norm_of(update)
+        )
         self._checkpoints.save(state)
         return state
 
@@ -249,6 +315,7 @@ class FederationRun:
     def _hand_over(
         self, state: ServerState, pairs: CollectedSum | None, nodes: Mapping[str, int]
     ) -> None:
+        nodes = self._standing.remaining(nodes)
         self._journal.write("handing-over", platforms=list(nodes))
         arrays = state.parameters if state.rounds_done > 0 else {}
         if pairs is not None:

@@ -26,6 +26,8 @@ class PlatformStatus:
     """What it last did, or why its last reply was left out."""
     has_result: bool = False
     """Whether it was handed what the run made."""
+    set_aside: str = ""
+    """Why it is not asked any more; empty while it is."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +85,10 @@ def summarise(  # noqa: C901, PLR0912 - one case for each event
                 run.sums_done = tuple(dict.fromkeys((*run.sums_done, event["quantity"])))
             case "round-closed":
                 run.rounds_done = event["round"]
+            case "platform-set-aside":
+                _of(run, event).set_aside = event["cause"]
+            case "platform-readmitted":
+                _of(run, event).set_aside = ""
             case "handing-over":
                 run.step = "handing over"
             case "handed-over":

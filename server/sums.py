@@ -7,7 +7,6 @@ are sums over the platforms, written down as soon as they are there: a resumed r
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,11 +14,12 @@ from flwr.app import Message
 
 from common.errors import InvalidRelease, RunFailed, StateError
 from common.messages import SUM, SumRequest, noise_share
-from common.models.pairs import MAX_COUNTED_ITEMS, item_weights, most_counted
+from common.models.pairs import MAX_COUNTED_ITEMS, item_weights, most_counted, num_pairs
 from common.models.partition import check_asked, check_sum
 from common.wire import encode
 from server.aggregation import StreamingSum
 from server.checkpoint import CollectedSum, CollectedSums
+from server.releases import check_sum_release, release_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from server.config import FederationConfig, SumsSection
     from server.exchange import Exchange
     from server.journal import Journal
+    from server.membership import Membership
+    from server.standing import Standing
 
 
 def shared_items(catalogue: Catalogue, platforms: tuple[str, ...]) -> np.ndarray:
@@ -53,6 +55,8 @@ class PrivateSums:
         catalogue: Catalogue,
         exchange: Exchange,
         journal: Journal,
+        members: Membership,
+        standing: Standing,
     ) -> None:
         """Name the place; nothing is read or asked yet."""
         self._config = config
@@ -64,6 +68,8 @@ class PrivateSums:
         self._catalogue = catalogue
         self._exchange = exchange
         self._journal = journal
+        self._members = members
+        self._standing = standing
         self._files = CollectedSums(config.run_folder, config.federation.run_id)
 
     def collect(self, nodes: Mapping[str, int]) -> CollectedSum:
@@ -115,30 +121,39 @@ class PrivateSums:
 
     def _ask(self, quantity: SumQuantity, asked: Arrays, nodes: Mapping[str, int]) -> CollectedSum:
         size = len(asked["items"])
+        nodes = self._standing.remaining(nodes)
+        num_platforms = len(self._members.founders)
         self._journal.write("sum-started", quantity=quantity, items=size, platforms=list(nodes))
         trust, multiplier = self._config.mechanism.trust, self._noise[quantity]
         messages: dict[str, Message] = {}
+        requests: dict[str, SumRequest] = {}
         for name, node in nodes.items():
-            request = SumRequest(
+            request = requests[name] = SumRequest(
                 run_id=self._config.federation.run_id,
                 platform=name,
                 catalogue_digest=self._catalogue.digest,
                 trust=trust,
-                num_platforms=len(nodes),
+                num_platforms=num_platforms,
                 noise_multiplier=multiplier,
                 quantity=quantity,
             )
             messages[name] = Message(encode(request, asked), node, SUM, group_id=quantity)
         releases, platforms = StreamingSum(), []
-        check = partial(check_sum, quantity=quantity, num_asked=size)
+        slack = self._config.validation.population_slack
+
+        def check(name: str, arrays: Arrays) -> Arrays:
+            num_users = slack * self._members.populations[name]
+            return check_sum_release(arrays, requests[name], num_asked=size, num_users=num_users)
+
+        max_bytes = release_bytes({"sum": (max(size, num_pairs(size)),)})
         for name, release, outcome in self._exchange.ask(
-            messages, number=0, wanted="released", check=check
+            messages, number=0, wanted="released", check=check, max_bytes=max_bytes
         ):
             if release is not None:
                 releases.add(release)
                 platforms.append(name)
             self._journal.write("sum-reply", quantity=quantity, platform=name, outcome=outcome)
-        self._exchange.check_quorum(quantity, releases.count, len(nodes))
+        self._exchange.check_quorum(quantity, releases.count, num_platforms)
         with np.errstate(over="ignore"):
             total = releases.total()["sum"]
         if not np.isfinite(total).all():
@@ -152,8 +167,8 @@ class PrivateSums:
         collected = CollectedSum(
             asked=asked,
             total=total,
-            platforms=tuple(platforms),
-            noise_std=multiplier * noise_share(trust, len(nodes)),
+            platforms=tuple(sorted(platforms)),
+            noise_std=multiplier * noise_share(trust, num_platforms),
         )
         self._files.save(quantity, collected)
         return collected

@@ -16,17 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from common.errors import ConfigError, RunFailed, StateError
+from common.errors import ConfigError, RunFailed
 from common.processes import Child, free_port, script
 from common.storage import read_content, sha256, write_durably
+from server.registrations import Registration, read_registrations
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from server.config import NetworkSection
-
-REGISTRATIONS_FILE = "registrations.json"
-"""In the server's state folder: node id and key of each platform that was registered."""
 
 _CONNECTION = "coordinator"
 _BUNDLE = """\
@@ -217,33 +215,3 @@ class SuperLink:
             reason = answer.get("error-message", "") if isinstance(answer, dict) else ""
             raise RunFailed(f"`flwr {what}` failed: {' '.join(str(reason).split())}")
         return answer
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Registration:
-    """A platform that the SuperLink accepts."""
-
-    node_id: int
-    """Flower's number for it."""
-    key_sha256: str
-    """Of its public key file."""
-
-
-def read_registrations(path: Path) -> dict[str, Registration]:
-    """Platform name -> what was registered; empty if nothing was yet.
-
-    Raises:
-        StateError: if the file is damaged.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return {
-            str(name): Registration(
-                node_id=int(entry["node_id"]), key_sha256=str(entry["key_sha256"])
-            )
-            for name, entry in json.loads(read_content(path)).items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path}: is damaged ({error}). Delete it, and platforms are registered again."
-        raise StateError(msg) from error

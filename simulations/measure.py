@@ -89,7 +89,7 @@ def measure_platform(
         if models.joined is not None and gate is not None:
             scorers["federated"] = models.joined if gate == "joined" else models.alone
         for name, model in scorers.items():
-            scorer = _personal(platform, model, data.users)
+            scorer = personal_scorer(platform, model, data.users)
             measured[name] = _evaluate(platform, scorer, candidates, seed)
         unfinished = _unfinished(models, config.adaptation.max_epochs)
     gain: dict[str, Gain] = {}
@@ -153,7 +153,7 @@ def _unfinished(models: PlatformModels, max_epochs: int) -> tuple[str, ...]:
     return ("ncf", "local") if next(iter(models.alone.weights)) == "ncf" else ("ncf",)
 
 
-def _personal(
+def personal_scorer(
     platform: SimulatedPlatform, model: Scorer, own: UserItems
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Scores by a platform's model; a user without any training interaction gets popularity."""

@@ -126,9 +126,17 @@ class InProcessGrid(Grid):
         return reply
 
 
-def run_in_process(federation_config: Path, platform_configs: Sequence[Path]) -> None:
-    """Run the deployed ServerApp and ClientApp in this process, to the end of the run."""
-    grid = InProcessGrid(platform_configs)
+def run_in_process(
+    federation_config: Path, platform_configs: Sequence[Path], grid: InProcessGrid | None = None
+) -> None:
+    """Run the deployed ServerApp and ClientApp in this process, to the end of the run.
+
+    Args:
+        federation_config: the server's ``federation.toml``.
+        platform_configs: each platform's ``platform.toml``.
+        grid: another way of delivering between them; None is the plain one.
+    """
+    grid = grid or InProcessGrid(platform_configs)
     context = Context(
         run_id=RUN_ID,
         node_id=_SERVER_NODE,

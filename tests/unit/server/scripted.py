@@ -39,6 +39,7 @@ from server.config import (
     StateSection,
     SumsSection,
     TrainingSection,
+    ValidationSection,
 )
 from server.journal import read_journal
 from simulations.engines.in_process import InProcessGrid
@@ -61,8 +62,9 @@ Answer = RecordDict | Error | None
 
 def release(name: str, round_number: int) -> Arrays:
     rng = derived_generator(0, "scripted-release", name, round_number)
+    # As small as an update of POPULATION users is: what is larger is left out.
     return {
-        key: rng.standard_normal(shape).astype(np.float32)
+        key: (0.04 * rng.standard_normal(shape)).astype(np.float32)
         for key, shape in shared_shapes(MODEL, NUM_ITEMS).items()
     }
 
@@ -204,6 +206,7 @@ def federation(
     training: TrainingSection = AVERAGING,
     model: NcfConfig = MODEL,
     sums: SumsSection | None = None,
+    validation: ValidationSection = ValidationSection(),  # noqa: B008 - a frozen value
     **mechanism: Any,  # noqa: ANN401 - any field of the mechanism
 ) -> FederationConfig:
     return FederationConfig(
@@ -221,6 +224,7 @@ def federation(
         training=training,
         state=StateSection(folder=folder / "state"),
         sums=sums,
+        validation=validation,
     )
 
 

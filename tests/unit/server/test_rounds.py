@@ -16,7 +16,7 @@ from common.errors import RunFailed, StateError
 from common.storage import read_arrays
 from common.wire import encode
 from server.checkpoint import Checkpoints
-from server.config import TrainingSection
+from server.config import TrainingSection, ValidationSection
 from server.rounds import FederationRun
 from tests.unit.server.scripted import (
     AVERAGING,
@@ -258,8 +258,24 @@ BAD_ANSWERS: dict[str, tuple[Callable[[], Answer], str]] = {
         "declined: budget: all spent.",
     ),
     "a-novel-for-a-reason": (
-        lambda: encode(reply("evil", 1, outcome="declined", reason="x" * 1_000_000)),
+        lambda: encode(reply("evil", 1, outcome="declined", reason="x" * 10_000)),
         "declined: x{100,500}…$",
+    ),
+    "a-library-for-a-reason": (
+        lambda: encode(reply("evil", 1, outcome="declined", reason="x" * 1_000_000)),
+        "left out: malformed message: 1,000,[0-9]{3} bytes, expected at most",
+    ),
+    "100-megabytes": (
+        lambda: arrays_with({"items.bias": np.zeros(25_000_000, "f4")}),
+        "left out: malformed message: 100,[0-9,]* bytes, expected at most",
+    ),
+    "huge": (
+        lambda: arrays_with({"items.bias": np.full(NUM_ITEMS, 1.0, "f4")}),
+        r"left out: norm: found 2.4.*; a platform of the declared population sends at most 0\.",
+    ),
+    "beyond-float32-squares": (
+        lambda: arrays_with({"items.bias": np.full(NUM_ITEMS, 3e38, "f4")}),
+        "left out: norm: found ",
     ),
     "silence": (lambda: None, "no answer: the round closed before it answered"),
 }
@@ -399,7 +415,8 @@ def test_an_overflow_ends_the_run_before_it_is_written_down(
     folder: Path, strategy: Literal["fedavg", "fedadam"]
 ) -> None:
     training = replace(AVERAGING, strategy=strategy, server_learning_rate=1e3)
-    config = federation(folder, HONEST, rounds=2, training=training)
+    validation = ValidationSection(population_slack=1e45)
+    config = federation(folder, HONEST, rounds=2, training=training, validation=validation)
     members = shops(folder)
 
     def huge(request: TrainRequest) -> Answer:
@@ -590,6 +607,4 @@ def test_the_journal_tells_the_norm_of_the_mean_and_nothing_of_single_releases(
     assert closed == {"round": 1, "releases": 3, "update_norm": pytest.approx(norm, rel=1e-6)}
     assert all(set(e) == {"round", "platform", "outcome"} for e in events(config, "reply"))
     assert POPULATION == 100  # profiles are not written down either
-    assert "population" not in (folder / "state" / RUN_ID / "journal.jsonl").read_text(
-        encoding="utf-8"
-    )
+    assert "population" not in (config.run_folder / "journal.jsonl").read_text(encoding="utf-8")

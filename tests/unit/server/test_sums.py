@@ -18,7 +18,7 @@ from common.models.pairs import item_weights, num_pairs
 from common.storage import pack_arrays, read_arrays, write_durably
 from common.wire import encode
 from server.checkpoint import CollectedSum, CollectedSums
-from server.config import FederationConfig, SumsSection
+from server.config import FederationConfig, SumsSection, ValidationSection
 from server.rounds import FederationRun
 from server.sums import shared_items
 from tests.unit.server.scripted import (
@@ -234,6 +234,12 @@ BAD_ANSWERS: dict[str, tuple[Callable[[SumRequest, Arrays], Answer], str]] = {
     "integers": (answer_with(sum=GOOD.astype(int)), "left out: sum: found int64"),
     "nan": (answer_with(sum=poisoned(np.nan)), "left out: sum: found NaN"),
     "infinity": (answer_with(sum=poisoned(np.inf)), "left out: sum: .*infinity"),
+    "huge": (answer_with(sum=poisoned(600.0)), "left out: sum: found numbers from .* to 600"),
+    "negative": (answer_with(sum=poisoned(-400.0)), "left out: sum: found numbers from -400 to"),
+    "much-of-everything": (
+        answer_with(sum=np.full(NUM_ITEMS, 300.0, "f4")),
+        "left out: norm: found 734.8; .* at most 405",
+    ),
     "a-round": (answer_with(1, sum=GOOD), "left out: answers for .*round 1; expected .*, 0"),
     "another-platform": (
         lambda *_: encode(reply("north", 0), {"sum": GOOD}),
@@ -298,8 +304,9 @@ def test_a_sum_that_overflows_ends_the_run_before_it_is_written_down(folder: Pat
     members = shops(folder)
     for place, name in ((0, "east"), (1, "north")):
         members[place].sum_up = lambda *_, name=name: encode(reply(name, 0), {"sum": huge})
+    validation = ValidationSection(population_slack=1e45)
     with pytest.raises(RunFailed, match=r"item-counts: .*overflows"):
-        run(federation(folder, HONEST, sums=FEW), members)
+        run(federation(folder, HONEST, sums=FEW, validation=validation), members)
     assert not (folder / "state" / RUN_ID / "item-counts.safetensors").exists()
 
 
