@@ -7,7 +7,6 @@ import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import homes
 import pytest
 
 from client import node
@@ -16,6 +15,7 @@ from client.node import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, Node, is_runni
 from client.platform import Platform
 from client.status import describe
 from common.errors import ConfigError, StateError
+from tests.unit.client import homes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,22 +62,25 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlatformConfig:
     return replace(homes.move_in(tmp_path, simulation=False), server=server)
 
 
+def opened(config: PlatformConfig) -> Node:
+    return Node(config.state.folder.parent / "platform.toml", config)
+
+
 def run_until(
     config: PlatformConfig, monkeypatch: pytest.MonkeyPatch, num_waits: int
 ) -> list[float]:
     """Start the node, and stop it at its n-th wait before a new start; return the waits."""
     waits: list[float] = []
 
-    def sleep(seconds: float) -> None:
+    def wait(seconds: float) -> None:
         if seconds != node.POLL_SECONDS:
             waits.append(seconds)
         if len(waits) == num_waits:
             raise EndOfTestError
 
-    monkeypatch.setattr(node.time, "sleep", sleep)
-    subject = Node(config.state.folder.parent / "platform.toml", config)
+    monkeypatch.setattr(node, "sleep", wait)
     with pytest.raises(EndOfTestError):
-        subject.run()
+        opened(config).run()
     return waits
 
 
@@ -133,26 +136,25 @@ def test_one_node_for_each_platform(
     assert not is_running(config.state.folder)
     seen: list[bool] = []
 
-    def sleep(_: float) -> None:
+    def wait(_: float) -> None:
         seen.append(is_running(config.state.folder))
         with pytest.raises(StateError, match="this platform runs already"):
-            Node(config.state.folder.parent / "platform.toml", config).run()
+            opened(config).run()
         raise EndOfTestError
 
-    monkeypatch.setattr(node.time, "sleep", sleep)
+    monkeypatch.setattr(node, "sleep", wait)
     with pytest.raises(EndOfTestError):
-        Node(config.state.folder.parent / "platform.toml", config).run()
+        opened(config).run()
     assert seen == [True]
     assert not is_running(config.state.folder)
 
 
 def test_what_is_missing_is_named(config: PlatformConfig) -> None:
-    path = config.state.folder.parent / "platform.toml"
     with pytest.raises(ConfigError, match=r"\[server\] is missing"):
-        Node(path, replace(config, server=None))
+        opened(replace(config, server=None))
     (config.state.folder.parent / "ca.crt").unlink()
     with pytest.raises(ConfigError, match=r"ca\.crt: is missing"):
-        Node(path, config)
+        opened(config)
 
 
 def test_a_node_before_the_first_request_hinders_no_ledger(
