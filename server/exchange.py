@@ -6,6 +6,7 @@ Platforms are known by name: node ids are only addresses.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,17 @@ class Exchange:
         """Addresses of everybody who is there."""
         return list(self._grid.get_node_ids())
 
-    def send(self, messages: Mapping[int, Message]) -> Iterator[tuple[int, RecordDict | None, str]]:
-        """Send one message to each node; yield (node, content or None, cause) as replies arrive."""
-        deadline = time.monotonic() + self._config.federation.round_timeout_seconds
+    def send(
+        self, messages: Mapping[int, Message], patience: float = math.inf
+    ) -> Iterator[tuple[int, RecordDict | None, str]]:
+        """Send one message to each node; yield (node, content or None, cause) as replies arrive.
+
+        Args:
+            messages: by node.
+            patience: seconds, if that is less than a round may take.
+        """
+        patience = min(patience, self._config.federation.round_timeout_seconds)
+        deadline = time.monotonic() + patience
         waiting: dict[str, int] = {}
         for node, message in messages.items():
             # One at a time: push_messages leaves out unreachable nodes without saying which.

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ASK_AGAIN_SECONDS = 5.0
+"""Pause before a node that did not answer is asked again who it is."""
+
 
 class FederationRun:
     """One run over a Flower grid, resumed from its checkpoint if there is one."""
@@ -163,18 +166,27 @@ class FederationRun:
         profiles: dict[str, Profile] = {}
         give_up = time.monotonic() + self._config.federation.join_timeout_seconds
         asked: set[int] = set()
+        not_before: dict[int, float] = {}
         while len(nodes) < len(expected):
-            new = [node for node in self._exchange.nodes() if node not in asked]
+            now = time.monotonic()
+            new = [
+                node
+                for node in self._exchange.nodes()
+                if node not in asked and not_before.get(node, now) <= now
+            ]
             if not new:
-                if time.monotonic() > give_up:
+                if now > give_up:
                     break
                 time.sleep(POLL_SECONDS)
                 continue
             asked.update(new)
             messages = {node: Message(RecordDict(), node, PROFILE) for node in new}
-            for node, content, cause in self._exchange.send(messages):
+            patience = max(POLL_SECONDS, give_up - time.monotonic())
+            for node, content, cause in self._exchange.send(messages, patience):
                 try:
-                    if content is None:
+                    if content is None:  # not there yet, or no longer: it is asked again
+                        asked.discard(node)
+                        not_before[node] = time.monotonic() + ASK_AGAIN_SECONDS
                         raise RequestRefused(cause)
                     found, _ = decode(content, Profile, max_bytes=LARGEST_MESSAGE)
                     self._check_profile(found, node, nodes)

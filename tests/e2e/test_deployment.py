@@ -177,7 +177,6 @@ def test_a_federation_over_tls(tmp_path: Path, xmrec_folder: Path) -> None:
         for name in USERS:
             subject.start_platform(name)
         subject.wait_for_end()
-        tap.close()
         heard = b"".join(tap.heard)
         assert len(heard) > 100_000
         assert heard[:2] == b"\x16\x03"  # a TLS handshake
@@ -207,6 +206,7 @@ def test_a_federation_over_tls(tmp_path: Path, xmrec_folder: Path) -> None:
         status = crossrec("server", "status", subject.config_file)
         assert "Run run-2: finished, 2 of 2 rounds" in status
         assert "epsilon" in crossrec("client", "status", subject.toml("t1"))
+        tap.close()
 
 
 def final(deployment: Deployment) -> Arrays:

@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, MetricRecord, Reco
 from common.errors import RunFailed, StateError
 from common.storage import read_arrays
 from common.wire import encode
+from server import rounds
 from server.checkpoint import Checkpoints
 from server.config import TrainingSection, ValidationSection
 from server.rounds import FederationRun
@@ -40,8 +41,10 @@ from tests.unit.server.scripted import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
+
+    from flwr.app import Message
 
     from common.messages import AdoptRequest, TrainRequest
     from common.models.partition import Arrays
@@ -475,6 +478,26 @@ def test_a_stranger_is_refused_with_the_cause_and_the_others_start(folder: Path,
     assert said in refused["reason"]
     assert {request.platform for request in grid.requests} == set(HONEST)
     assert {request.num_platforms for request in grid.requests} == {3}
+
+
+def test_a_platform_that_is_away_is_asked_again_until_it_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "ASK_AGAIN_SECONDS", 0.01)
+    config = federation(folder, HONEST, join_timeout_seconds=30.0)
+    members = shops(folder)
+    there, away = members[0].profile, [Error(0, "Node Unavailable")] * 3
+
+    class Returning(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            members[0].profile = away.pop() if away else there
+            return super().pull_messages(message_ids)
+
+    grid = Returning(members)
+    run(config, grid)
+    joined = [event["platform"] for event in events(config, "platform-joined")]
+    assert sorted(joined) == sorted(HONEST)
+    assert {request.platform for request in grid.requests} == set(HONEST)
 
 
 def test_with_too_few_platforms_no_round_starts_and_the_missing_are_named(folder: Path) -> None:
