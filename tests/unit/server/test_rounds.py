@@ -484,7 +484,9 @@ def test_a_platform_that_is_away_is_asked_again_until_it_answers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "ASK_AGAIN_SECONDS", 0.01)
-    config = federation(folder, HONEST, join_timeout_seconds=30.0)
+    config = federation(folder, HONEST)
+    patient = replace(config.federation, join_timeout_seconds=30.0)
+    config = replace(config, federation=patient)
     members = shops(folder)
     there, away = members[0].profile, [Error(0, "Node Unavailable")] * 3
 
