@@ -210,7 +210,11 @@ class Wiretap:
         with suppress(OSError):
             while True:
                 near, _ = self._door.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the coordinator is away between two runs
+                    near.close()
+                    continue
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._relay, args=(one, other), daemon=True).start()
 
