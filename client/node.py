@@ -6,7 +6,6 @@ coordinator has noticed (about a minute), and a coordinator may be away for days
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -14,9 +13,10 @@ import secrets
 import sys
 import time
 from time import sleep
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from common.errors import ConfigError, StateError
+from common.errors import ConfigError
+from common.locks import FileLock, holder_of
 from common.processes import Child, free_port
 from common.storage import write_durably
 
@@ -86,18 +86,12 @@ class Node:
             self.stop()
             lock.close()
 
-    def _hold_lock(self) -> BinaryIO:
+    def _hold_lock(self) -> FileLock:
         """One `crossrec client run` for each platform."""
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        lock = (self._folder / LOCK_FILE).open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            msg = f"{self._folder}: this platform runs already; stop the other `client run` first."
-            raise StateError(msg) from error
-        return lock
+        busy = "this platform runs already; stop the other `client run` first."
+        return FileLock(self._folder / LOCK_FILE, busy=busy)
 
     def stop(self) -> None:
         """End all programs; a request that was not answered will be asked again."""
@@ -147,16 +141,8 @@ class Node:
 
 
 def is_running(state: Path) -> bool:
-    """Whether a ``crossrec client run`` holds the platform's node lock."""
-    lock = state / "flower" / LOCK_FILE
-    if not lock.exists():
-        return False
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    """Whether a ``crossrec client run`` runs this platform."""
+    return holder_of(state / "flower" / LOCK_FILE) is not None
 
 
 def server_section(config_file: Path, config: PlatformConfig) -> ServerSection:

@@ -8,6 +8,8 @@ because Flower forgets a run whose SuperLink died.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket
 import sys
 import time
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.config import split_address
 from common.errors import ConfigError, RunFailed
+from common.locks import FileLock, holder_of
 from common.processes import Child
-from server.journal import FILE_NAME, journal_size, read_journal
+from server.journal import FILE_NAME, RUN_LOCK, journal_size, read_journal
 from server.registrations import REGISTRATIONS_FILE
 from server.superlink import SuperLink
 
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.3
 SILENCE_SECONDS = 20.0
 """After so long without a word in the journal, Flower is asked whether the run still lives."""
+LOCK_FILE = "coordinator.lock"
 START_SECONDS = 60.0
 MAX_FRUITLESS_STARTS = 5
 """Starts in a row in which no round, sum or hand-over got done."""
@@ -74,10 +78,14 @@ class Coordinator:
                 started several times in a row without getting anywhere.
         """
         fruitless = 0
+        self._state.mkdir(parents=True, exist_ok=True)
+        busy = "another `crossrec server run` runs this federation; stop it first."
+        lock = FileLock(self._state / LOCK_FILE, busy=busy)
         try:
             self._start()
             on_start()
             while fruitless < MAX_FRUITLESS_STARTS:
+                self._end_former_run()
                 offset = journal_size(self._run_folder)
                 run = self._superlink.submit(self._config_file)
                 outcome, got_somewhere = self._follow(run, offset)
@@ -95,6 +103,15 @@ class Coordinator:
             raise RunFailed(msg)
         finally:
             self.stop()
+            lock.close()
+
+    def _end_former_run(self) -> None:
+        """A ServerApp can outlive its SuperLink, and would keep the next one from its work."""
+        former = holder_of(self._run_folder / RUN_LOCK)
+        if former is not None:
+            log.warning("the ServerApp of a former start still ran (process %d); ended", former)
+            with suppress(ProcessLookupError):
+                os.kill(former, signal.SIGKILL)
 
     def stop(self) -> None:
         """End all programs; the checkpoint stays."""

@@ -5,20 +5,21 @@ Holds platform names, outcomes and times of the server: nothing that platforms d
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from common.errors import StateError
+from common.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 FILE_NAME = "journal.jsonl"
-_LOCK_SECONDS = 30.0
-_POLL_SECONDS = 0.1
+RUN_LOCK = "run.lock"
+LOCK_SECONDS = 30.0
+_BUSY = "another program runs this federation; end it, or wait for it."
 
 
 class Journal:
@@ -33,8 +34,8 @@ class Journal:
         path = folder / FILE_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / RUN_LOCK, busy=_BUSY, patience=LOCK_SECONDS)
             self._file = path.open("ab")
-            _lock(self._file, path)
             # A crash may have left half a line; what follows must not be glued to it.
             self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
         except OSError as error:
@@ -56,27 +57,9 @@ class Journal:
             raise StateError(msg) from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let the next program in."""
         self._file.close()
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """One program at a time runs what this journal tells of.
-
-    Waits a little: of two, one may be ending because the other one replaces it.
-    """
-    give_up = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if time.monotonic() > give_up:
-                file.close()
-                msg = f"{path}: another program runs this federation; end it, or wait for it."
-                raise StateError(msg) from error
-            time.sleep(_POLL_SECONDS)
-        else:
-            return
+        self._lock.close()
 
 
 def read_journal(folder: Path, *, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

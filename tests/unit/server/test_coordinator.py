@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from common.config import load_config
-from common.errors import ConfigError, RunFailed
+from common.errors import ConfigError, RunFailed, StateError
 from server import coordinator
 from server.config import FederationConfig
 from server.coordinator import MAX_FRUITLESS_STARTS, Coordinator
@@ -17,8 +21,8 @@ from server.superlink import RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[3]
 FINISH = [("run-started", {"rounds": 1, "rounds_done": 0}), ("run-finished", {"rounds_done": 1})]
 CLOSE = [("round-closed", {"round": 1, "releases": 2, "update_norm": 0.1})]
 
@@ -232,3 +236,42 @@ def test_an_address_in_use_is_named(config_file: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Gateway, "log", "gateway.log", raising=False)
     with pytest.raises(RunFailed, match=r"0\.0\.0\.0:8000.*in use by another program"):
         subject.run()
+
+
+def test_a_serverapp_that_outlived_its_superlink_is_ended(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, link = prepared(config_file, monkeypatch, finishes)
+    link.config.run_folder.mkdir(parents=True)
+    program = (
+        "import sys, time; from pathlib import Path; from server.journal import Journal; "
+        "journal = Journal(Path(sys.argv[1])); print('runs', flush=True); time.sleep(600)"
+    )
+    former = subprocess.Popen(
+        [sys.executable, "-c", program, str(link.config.run_folder)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert former.stdout is not None
+    with former.stdout:
+        former.stdout.readline()
+    subject.run()
+    assert former.wait(30) == -signal.SIGKILL
+    assert not link.starts
+
+
+def test_two_coordinators_do_not_end_each_others_run(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def is_joined_by_another(link: Scripted) -> None:
+        monkeypatch.setattr(coordinator, "SuperLink", lambda *_: link)
+        with pytest.raises(StateError, match="another `crossrec server run` runs") as error:
+            Coordinator(config_file, link.config).run()
+        said.append(str(error.value))
+        link.writes(FINISH)
+
+    subject, _ = prepared(config_file, monkeypatch, is_joined_by_another)
+    subject.run()
+    assert len(said) == 1
