@@ -124,7 +124,7 @@ def fit_personal_ncf(
             for block in blocks_of_users(config, interactions, users):
                 rows = vectors[torch.from_numpy(block)]
                 batch = user_batch(config, interactions, block, rng)
-                kept = dropped_out(rows, DROPOUT, generator)
+                kept = dropped_out(rows, DROPOUT, torch.rand(rows.shape, generator=generator))
                 penalty = WEIGHT_DECAY * rows.square().sum()
                 part = (user_losses(model, kept, batch).sum() + penalty) / len(users)
                 part.backward()

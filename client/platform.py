@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from client.adaptation import fit_alone, join
 from client.assortment import read_assortment
@@ -152,6 +151,7 @@ class Platform:
         try:
             with self._state() as state:
                 state.check_running()
+                state.begin_handover()
                 if pairs is not None:
                     pairs = self._of_others(request, pairs, state)
                 self._adapt(request, shared, pairs, state)
@@ -218,11 +218,7 @@ class Platform:
         """Touch the data and make one release; whatever fails from here on stops the platform."""
         data = load_platform_data(self._config)
         source = self._random_source(request.run_id, request.round_number)
-        fresh = UserVectors.initial(
-            data.users.num_users,
-            request.model.user_dim,
-            torch.Generator().manual_seed(source.seed()),
-        )
+        fresh = UserVectors.initial(data.users.num_users, request.model.user_dim, source.split())
         update, vectors = train_round(
             request.model,
             take_rows(shared, data.users.listing),
@@ -308,7 +304,7 @@ class Platform:
             similar = similarity_of_vectors(local[request.model.item_vectors])
             joined = join(joined, {"ncf_items": similar}, data.users.matrix, data.folds[:1])
             fresh = UserVectors.initial(
-                data.users.num_users, request.model.user_dim, torch.Generator().manual_seed(seed)
+                data.users.num_users, request.model.user_dim, SeededRandom(seed)
             )
             vectors = state.load_vectors(request.run_id, data.users.user_ids, fresh)
             parts = {

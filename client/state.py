@@ -31,7 +31,7 @@ from client.assortment import AgreementFiles
 from client.model_files import ModelFiles
 from common.errors import RequestRefused, StateError
 from common.models.partition import SumQuantity
-from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.privacy.ledger import LEDGER_FILE, Ledger, utc_now
 from common.storage import (
     pack_arrays,
     read_arrays,
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 STOPPED_FILE = "stopped.txt"
 _TRAINING_FILE = "training.txt"
+_HANDOVERS_FILE = "handovers.txt"
+MOST_HANDOVERS_A_DAY = 20
+_KILLS_FILE = "kills.txt"
 _MOST_KILLS = 10
 _TRACES = ("releases", "private", "model")
 _VECTORS = ("values", "first_moment", "second_moment", "num_steps")
@@ -183,14 +186,37 @@ class PlatformState:
         depend on the data (memory), so a server must not see it again and again.
 
         Raises:
-            RequestRefused: after ten kills in a row; the platform stops.
+            RequestRefused: after ten kills, however much went well in between; the platform stops,
+                and its operator begins the count anew.
         """
-        mark = self._folder / _TRAINING_FILE
-        kills = len(mark.read_bytes().splitlines()) if mark.exists() else 0
-        if kills >= _MOST_KILLS:
-            self.stop(StateError(f"killed {kills} times in a row while it worked on data"))
-            self.check_running()
-        write_durably(mark, b"killed, or failed: the log has the cause\n" * (kills + 1))
+        mark, kills_file = self._folder / _TRAINING_FILE, self._folder / _KILLS_FILE
+        if mark.exists():
+            kills = read_content(kills_file) if kills_file.exists() else b""
+            kills += b"killed while it worked on data: the log has the cause\n"
+            write_durably(kills_file, kills)
+            if (count := len(kills.splitlines())) >= _MOST_KILLS:
+                self.stop(StateError(f"killed {count} times while it worked on data"))
+                self.check_running()
+        write_durably(mark, b"at work on data\n")
+
+    def begin_handover(self) -> None:
+        """Count a hand-over, durably, before data are touched.
+
+        A hand-over costs no budget, but how long it takes, or that it is killed, may tell of the
+        data, and whoever sends it chooses what is fitted: there are only so many in a day.
+
+        Raises:
+            RequestRefused: if there were that many today (UTC).
+            StateError: if the count cannot be written.
+        """
+        today = utc_now()[:10]
+        path = self._folder / _HANDOVERS_FILE
+        times = read_content(path).decode(errors="replace").splitlines() if path.exists() else []
+        times = [time for time in times if time == today]
+        if len(times) >= MOST_HANDOVERS_A_DAY:
+            msg = f"{len(times)} hand-overs were taken today; the next ones are taken tomorrow."
+            raise RequestRefused(msg)
+        write_durably(path, "".join(f"{time}\n" for time in (*times, today)).encode())
 
     def finish_training(self) -> None:
         """Take the mark away: what was begun is done, and recorded where it had to be."""
@@ -200,6 +226,7 @@ class PlatformState:
         """Refuse every later request until a person has looked: see :meth:`check_running`."""
         stopped = self._folder / STOPPED_FILE
         (self._folder / _TRAINING_FILE).replace(stopped)  # needs no space on the disk
+        (self._folder / _KILLS_FILE).unlink(missing_ok=True)
         with suppress(StateError):
             write_durably(stopped, f"{type(cause).__name__}: {cause}\n".encode())
 

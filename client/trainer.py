@@ -79,10 +79,13 @@ def train_round(
     Guarantee: with ``noise_std = z C`` the returned update is a post-processing of
     ``SampledGaussian(noise_multiplier=z, sampling_rate, steps=local_steps)`` over the users, with
     any adaptively chosen ``shared``. A user's private vector may follow from earlier rounds in
-    which she was sampled: given the releases so far, each step's sum under presence is a mixture
-    over her vectors of sums within C of the sum under absence, and other users' coins and
-    vectors are independent of her, so every step has the same dominating pair. Dropout is part of
-    that mixture: its coins are the user's own, and her gradient is clipped after it.
+    which she was sampled. To see it, fix what is drawn for every other user (first vector, sampling
+    and dropout coins, negatives): with it and the releases so far, the sum under absence is
+    fixed, and under presence it is a mixture over her own draws of sums within C of it, so each
+    step has the dominating pair of its mechanism. What is drawn for others has the same
+    distribution with and without her, so averaging over it keeps the bound (hockey-stick
+    divergences are jointly convex). This needs draws of different users to be independent: all
+    are the source's, negatives those of a generator with 2^128 starts. Dropout precedes clipping.
 
     Args:
         config: the model.
@@ -104,8 +107,7 @@ def train_round(
     model.load_state_dict({name: torch.from_numpy(array) for name, array in shared.items()})
     model.to(device)
     vectors = vectors.copy().to(device)
-    negatives = np.random.default_rng(source.seed())
-    coins = torch.Generator().manual_seed(source.seed())
+    negatives, coins = np.random.default_rng(source.seed()), source.split()
     add_clipped_gradients_, sums = clipping_engine(engine), zero_sums(model)
     with nullcontext() if config.loss == "softmax" else _one_thread():
         for _ in range(plan.local_steps):
@@ -113,7 +115,7 @@ def train_round(
             for users in blocks_of_users(config, interactions, sample):
                 batch = user_batch(config, interactions, users, negatives).to(device)
                 fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
-                kept = dropped_out(fitted, plan.dropout, coins)
+                kept = dropped_out(fitted, plan.dropout, uniforms_like(fitted, coins))
                 add_clipped_gradients_(sums, model, kept, batch, plan.clipping_norm)
             take_noisy_step_(model, sums, plan, source)
     update = {
@@ -126,14 +128,28 @@ def train_round(
     return update, vectors.to("cpu")
 
 
-def dropped_out(vectors: Tensor, dropout: float, coins: torch.Generator) -> Tensor:
+def uniforms_like(vectors: Tensor, source: RandomSource) -> Tensor:
+    """A draw from [0, 1) for each number, of the source of the noise.
+
+    The guarantee takes the coins of different users for independent, and a generator with few
+    starts is not that.
+    """
+    return torch.from_numpy(source.uniform(vectors.numel())).view(vectors.shape)
+
+
+def dropped_out(vectors: Tensor, dropout: float, draws: Tensor) -> Tensor:
     """``vectors`` with each number 0 with probability ``dropout``, and the others scaled up to it.
 
-    Srivastava et al. 2014, "Dropout", with coins that ``coins`` repeats (torch's own are global).
+    Srivastava et al. 2014, "Dropout".
+
+    Args:
+        vectors: any shape.
+        dropout: from 0 to below 1.
+        draws: of the same shape, uniform on [0, 1).
     """
     if dropout == 0:
         return vectors
-    kept = torch.rand(vectors.shape, generator=coins) >= dropout
+    kept = draws >= dropout
     return vectors * kept.to(vectors.device) / (1.0 - dropout)
 
 

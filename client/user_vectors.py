@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from common.data.batches import UserBatch
     from common.models.ncf import SharedNcf
+    from common.privacy.randomness import RandomSource
 
 LEARNING_RATE = 0.1
 WEIGHT_DECAY = 0.02
+_INITIAL_STD = 0.3
 BETA_1, BETA_2, TINY = 0.9, 0.99, 1e-8
 
 
@@ -40,9 +42,14 @@ class UserVectors:
     """[num_users] float32: Adam steps taken by each user."""
 
     @classmethod
-    def initial(cls, num_users: int, user_dim: int, generator: torch.Generator) -> UserVectors:
-        """Small random vectors; no data is looked at."""
-        values = torch.randn(num_users, user_dim, generator=generator) * 0.3
+    def initial(cls, num_users: int, user_dim: int, source: RandomSource) -> UserVectors:
+        """Small random vectors; no data is looked at.
+
+        Where a release follows from them, ``source`` is that of its noise: the guarantee takes
+        the vectors of different users for independent.
+        """
+        draws = source.gaussian(num_users * user_dim, _INITIAL_STD)
+        values = draws.float().view(num_users, user_dim)
         return cls(
             values=values,
             first_moment=torch.zeros_like(values),

@@ -68,9 +68,20 @@ class RandomSource:
             np.multiply(words >> np.uint64(11), 2.0**-53, out=part)
         return draws
 
+    def split(self) -> RandomSource:
+        """An independent stream, keyed by this one: what is drawn from it moves nothing here."""
+        child = RandomSource(self._words(_KEY_BYTES // 8).numpy().tobytes())
+        child.is_simulation = self.is_simulation
+        return child
+
     def seed(self) -> int:
-        """A fresh 63-bit seed for randomness that carries no guarantee (negatives)."""
-        return int(self._words(1).item()) & (2**63 - 1)
+        """A fresh 128-bit seed of another generator (for negatives): too many to go through.
+
+        Draws of that generator shift from user to user when one of them leaves, so the guarantee
+        takes them for independent; torch's generators, with 2^32 starts, are no such thing.
+        """
+        first, second = (int(word) & (2**64 - 1) for word in self._words(2).tolist())
+        return first << 64 | second
 
     def _words(self, size: int) -> Tensor:
         """The next ``size`` (at most ``CHUNK``) 64-bit words of the stream, until the next call."""

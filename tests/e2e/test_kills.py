@@ -52,6 +52,7 @@ from common.models.partition import SumQuantity
 from common.privacy.account import check_chain
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.privacy.randomness import SeededRandom
 from common.storage import pack_arrays, sha256, unpack_arrays
 
 if TYPE_CHECKING:
@@ -493,7 +494,7 @@ class Life:
         sums = account.releases.keys() & {names[n] for n in names if n <= len(SUMS)}
         for name in {*sums, *list(account.releases)[-self.config.state.keep_releases :]}:
             assert state.load_release(name) is not None, "recorded, and not there"
-        fresh = UserVectors.initial(NUM_USERS, MODEL.user_dim, torch.Generator())
+        fresh = UserVectors.initial(NUM_USERS, MODEL.user_dim, SeededRandom(0))
         steps = state.load_vectors(RUN, USERS, fresh).num_steps
         num_rounds = len(account.releases) - len(sums)
         assert (steps == USER_STEPS * num_rounds).all(), "vectors of another round"

@@ -141,7 +141,7 @@ def train_with(engine: ClippingEngine, config: NcfConfig) -> tuple[Arrays, UserV
     matrix[:5] = 0.0
     model = random_model(config, 0, num_items=NUM_ITEMS)
     shared = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-    vectors = UserVectors.initial(NUM_USERS, config.user_dim, torch.Generator().manual_seed(1))
+    vectors = UserVectors.initial(NUM_USERS, config.user_dim, SeededRandom(1))
     source = SeededRandom(5)
     return train_round(config, shared, vectors, csr_matrix(matrix), PLAN, source, engine=engine)
 

@@ -84,7 +84,7 @@ def release(
     """The update of one round; private vectors belong to the user, not to her place."""
     model = random_model(config, 0, num_items=NUM_ITEMS)
     shared = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-    start = UserVectors.initial(NUM_USERS, config.user_dim, torch.Generator().manual_seed(1))
+    start = UserVectors.initial(NUM_USERS, config.user_dim, SeededRandom(1))
     mine = UserVectors(**{name: getattr(start, name)[users] for name in UserVectors.__slots__})
     update, _ = client.trainer.train_round(
         config, shared, mine, purchases(users), plan, source, engine=engine
@@ -219,7 +219,7 @@ def test_only_sampled_users_take_part_in_a_step(monkeypatch: pytest.MonkeyPatch)
         name: p.detach().numpy()
         for name, p in random_model(GMF, 0, num_items=NUM_ITEMS).named_parameters()
     }
-    before = UserVectors.initial(NUM_USERS, GMF.user_dim, torch.Generator().manual_seed(1))
+    before = UserVectors.initial(NUM_USERS, GMF.user_dim, SeededRandom(1))
     untouched = before.copy()
     plan = replace(PLAN, local_steps=3, sampling_rate=0.25)
     everyone = purchases(list(range(NUM_USERS)))

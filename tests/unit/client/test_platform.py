@@ -9,10 +9,11 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.common.serde import recorddict_to_proto
 
@@ -1316,3 +1317,31 @@ def test_of_two_processes_one_answers_and_the_other_declines(
     released(copy, round_number=4, **FEW)
     released(copy, round_number=5, **FEW)
     assert durable_rows(copy, "reserve") == 5
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_nothing_that_is_drawn_for_a_release_comes_from_a_generator_with_few_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: Literal["softmax", "bce"]
+) -> None:
+    # torch's generator keeps 32 bits of its seed: an observer could go through all of them, and
+    # draws shift from user to user when one of them leaves.
+    config = move_in(tmp_path, simulation=False)
+    model = replace(MODEL, loss=loss)
+    shared = shared_arrays(model)
+    seeds: list[int] = []
+
+    def few_starts(*_: object, **__: object) -> None:
+        raise AssertionError("a generator of torch was used")
+
+    def many_starts(seed: int) -> np.random.Generator:
+        seeds.append(seed)
+        return np.random.Generator(np.random.PCG64(seed))
+
+    for name in ("Generator", "rand", "randn", "bernoulli", "randint", "randperm"):
+        monkeypatch.setattr(torch, name, few_starts)
+    monkeypatch.setattr(np.random, "default_rng", many_starts)
+    request = train_request(config, model=model, dropout=0.5)
+    reply, release = Platform(config).train(request, shared)
+    assert (reply.outcome, release is None) == ("released", False)
+    assert all(seed.bit_length() > 100 for seed in seeds)
+    assert seeds

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import client.state
 from client.adaptation import Adapted
 from client.parts import Blend, ItemScores
-from client.state import STOPPED_FILE, PlatformState
+from client.state import MOST_HANDOVERS_A_DAY, STOPPED_FILE, PlatformState
 from client.user_vectors import UserVectors
 from common.errors import RequestRefused, StateError
 from common.privacy.account import Budget, Spend
 from common.privacy.ledger import LEDGER_FILE
 from common.privacy.mechanisms import SampledGaussian
+from common.privacy.randomness import SeededRandom
 from common.storage import pack_arrays, write_durably
 from tests.harm import TAMPERING, fill, in_processes, read_only, small_disk
 
@@ -55,7 +57,7 @@ def arrays(seed: int) -> Arrays:
 
 
 def vectors(seed: int) -> UserVectors:
-    return UserVectors.initial(5, 2, torch.Generator().manual_seed(seed))
+    return UserVectors.initial(5, 2, SeededRandom(seed))
 
 
 def store(state: PlatformState, request_id: str, seed: int = 0) -> None:
@@ -72,7 +74,7 @@ FRESH = 99
 
 
 def loaded(state: PlatformState, run_id: str, users: Sequence[str] = USERS) -> UserVectors:
-    fresh = UserVectors.initial(len(users), 2, torch.Generator().manual_seed(FRESH))
+    fresh = UserVectors.initial(len(users), 2, SeededRandom(FRESH))
     return state.load_vectors(run_id, users, fresh)
 
 
@@ -147,7 +149,7 @@ def test_who_joins_or_leaves_changes_nothing_for_the_others(state: PlatformState
 
 def test_vectors_for_a_model_of_another_size_are_not_used(state: PlatformState) -> None:
     store(state, "spring/1/north", seed=1)
-    fresh = UserVectors.initial(5, 3, torch.Generator().manual_seed(FRESH))
+    fresh = UserVectors.initial(5, 3, SeededRandom(FRESH))
     assert state.load_vectors("spring", USERS, fresh) is fresh
 
 
@@ -375,12 +377,30 @@ def test_a_platform_that_is_killed_again_and_again_stops(state: PlatformState) -
         state.check_running()
 
 
-def test_a_finished_round_forgives_the_kills_before_it(state: PlatformState) -> None:
-    for _ in range(3):
-        for _ in range(9):
-            state.start_training()
+def test_a_finished_round_forgives_no_kill_before_it(state: PlatformState) -> None:
+    """Whoever chooses what is asked could tell thresholds by kills, if successes wiped them out."""
+    for _ in range(9):
+        state.start_training()
+        state.start_training()  # the first one was killed
         state.finish_training()
-    state.check_running()
+    state.start_training()
+    with pytest.raises(RequestRefused, match="this platform stopped"):
+        state.start_training()
+    assert "killed 10 times" in (state._folder / STOPPED_FILE).read_text()
+    (state._folder / STOPPED_FILE).unlink()  # the operator has looked
+    state.start_training()
+
+
+def test_only_so_many_hand_overs_are_taken_in_a_day(
+    state: PlatformState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in ("2026-11-22", "2026-11-23"):
+        monkeypatch.setattr(client.state, "utc_now", lambda day=day: f"{day}T10:00:00+00:00")
+        for _ in range(MOST_HANDOVERS_A_DAY):
+            state.begin_handover()
+        for _ in range(2):
+            with pytest.raises(RequestRefused, match="20 hand-overs were taken today"):
+                state.begin_handover()
 
 
 def test_a_failure_while_old_releases_are_cleared_stops_the_platform_too(

@@ -13,6 +13,7 @@ from client import user_vectors
 from client.trainer import user_batch
 from client.user_vectors import UserVectors
 from common.models.ncf import NcfConfig, initialise
+from common.privacy.randomness import SeededRandom
 
 NUM_ITEMS, STEPS = 60, 100
 GMF = NcfConfig(dim=6)
@@ -32,7 +33,7 @@ def fitted(config: NcfConfig, num_users: int, scale: float) -> UserVectors:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
-    vectors = UserVectors.initial(100, config.user_dim, torch.Generator().manual_seed(1))
+    vectors = UserVectors.initial(100, config.user_dim, SeededRandom(1))
     users = np.arange(num_users)
     batch = user_batch(config, purchases(100), np.arange(100), np.random.default_rng(0))
     own = batch.of(torch.from_numpy(users))
@@ -70,7 +71,7 @@ def test_a_power_of_the_whole_array_would_be_found(monkeypatch: pytest.MonkeyPat
 
 def test_a_user_whose_vector_overflows_starts_anew() -> None:
     model = initialise(GMF, NUM_ITEMS, torch.Generator().manual_seed(0))
-    vectors = UserVectors.initial(3, GMF.user_dim, torch.Generator().manual_seed(1))
+    vectors = UserVectors.initial(3, GMF.user_dim, SeededRandom(1))
     vectors.second_moment[1] = 3e38
     vectors.num_steps[:] = 7
     batch = user_batch(GMF, purchases(3), np.arange(3), np.random.default_rng(0))

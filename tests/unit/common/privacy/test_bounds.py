@@ -60,7 +60,7 @@ def test_honest_updates_are_within(rate: float, steps: int, noise: float) -> Non
         user_steps=1,
         dropout=0.5,
     )
-    vectors = UserVectors.initial(USERS, config.user_dim, torch.Generator().manual_seed(1))
+    vectors = UserVectors.initial(USERS, config.user_dim, SeededRandom(1))
     update, _ = train_round(config, shared, vectors, baskets(), plan, SeededRandom(2))
     norm = math.sqrt(sum(float(np.square(array).sum()) for array in update.values()))
     bound = update_norm_bound(

@@ -93,11 +93,29 @@ def test_uniforms_stay_below_one_and_use_53_bits(new_source: type[SystemRandom])
 
 
 @each_source
-def test_seeds_fit_63_bits(new_source: type[SystemRandom]) -> None:
+def test_seeds_have_128_bits(new_source: type[SystemRandom]) -> None:
     source = new_source()
     seeds = [source.seed() for _ in range(200)]
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert max(seeds) > 2**61
+    assert all(0 <= seed < 2**128 for seed in seeds)
+    assert max(seeds) > 2**126
+    assert len({seed & (2**64 - 1) for seed in seeds}) == len(set(seeds)) == 200
+
+
+@each_source
+def test_a_split_stream_moves_nothing_in_the_first(new_source: type[SystemRandom]) -> None:
+    source = new_source()
+    child = source.split()
+    assert child.is_simulation == source.is_simulation
+    assert not np.isin(child.uniform(1000), source.uniform(1000)).any()
+
+
+def test_what_is_drawn_from_a_split_stream_does_not_shift_the_first() -> None:
+    following = []
+    for num_draws in (0, 12_345):
+        source = SeededRandom(1)
+        source.split().uniform(num_draws)
+        following.append(source.uniform(10))
+    np.testing.assert_array_equal(following[0], following[1])
 
 
 def test_the_key_of_the_operating_system_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
