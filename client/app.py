@@ -1,8 +1,7 @@
 """The ClientApp that runs at a platform: decode, call :class:`client.platform.Platform`, encode.
 
-The SuperNode names the platform's own configuration file::
-
-    flower-supernode ... --node-config 'platform-config="/etc/crossrec/platform.toml"'
+Who starts it names the platform's own configuration file in the node configuration: in a deployment
+:mod:`client.launcher`, in a simulation the engine.
 """
 
 from __future__ import annotations
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 app = ClientApp()
 log = logging.getLogger(__name__)
 
+PLATFORM_CONFIG = "platform-config"
+"""Key of the node configuration that names the platform's configuration file."""
 SIMULATION_MARKER = "crossrec-simulation"
 """Key of the node configuration by which a simulation engine says that it is one."""
 
@@ -92,11 +93,11 @@ def adopt(message: Message, context: Context) -> Message:
 
 
 def _platform(context: Context) -> Platform:
-    path = context.node_config.get("platform-config")
+    path = context.node_config.get(PLATFORM_CONFIG)
     if not isinstance(path, str):
         msg = (
-            "node-config: 'platform-config' is missing. Start the SuperNode with "
-            "--node-config 'platform-config=\"/path/to/platform.toml\"'."
+            f"node-config: {PLATFORM_CONFIG!r} is missing. Start the platform with "
+            "`crossrec client run`."
         )
         raise ConfigError(msg)
     config = load_config(Path(path), PlatformConfig)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.config import PlatformConfig
 from common.config import load_config, split_address
 from common.errors import ConfigError
-from common.storage import read_content, sha256, write_durably
+from common.storage import FOR_ALL, read_content, sha256, write_durably
 
 CONFIG_FILE, PRIVATE_KEY, PUBLIC_KEY = "platform.toml", "node.key", "node.pub"
 
@@ -92,9 +92,9 @@ def make_platform(
     public = key.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    write_durably(folder / "ca.crt", read_content(root_certificate))
+    write_durably(folder / "ca.crt", read_content(root_certificate), mode=FOR_ALL)
     write_durably(folder / PRIVATE_KEY, private, mode=0o600)
-    write_durably(folder / PUBLIC_KEY, public + f" {name}\n".encode())
+    write_durably(folder / PUBLIC_KEY, public + f" {name}\n".encode(), mode=FOR_ALL)
     write_durably(config_file, text.encode())
     load_config(config_file, PlatformConfig)
     return fingerprint(key.public_key())

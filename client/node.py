@@ -6,7 +6,6 @@ coordinator has noticed (about a minute), and a coordinator may be away for days
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from common.errors import ConfigError
 from common.locks import FileLock, holder_of
 from common.processes import Child, free_port
-from common.storage import write_durably
+from common.storage import make_private, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +87,8 @@ class Node:
 
     def _hold_lock(self) -> FileLock:
         """One `crossrec client run` for each platform."""
-        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_private(self._folder.parent)
+        make_private(self._folder)
         busy = "this platform runs already; stop the other `client run` first."
         return FileLock(self._folder / LOCK_FILE, busy=busy)
 
@@ -113,7 +112,6 @@ class Node:
                 *("--auth-supernode-private-key", str(server.private_key)),
                 *("--isolation", "process", "--superexec-auth-secret-file", str(self._secret)),
                 *("--host", "127.0.0.1", "--port", str(port)),
-                *("--node-config", f"platform-config={json.dumps(str(self._config_file))}"),
             ],
             log=self._folder / "supernode.log",
             environment=environment,
@@ -125,6 +123,7 @@ class Node:
                     *(sys.executable, "-m", self.launcher),
                     *("--runtime-api-address", f"127.0.0.1:{port}"),
                     *("--secret-file", str(self._secret)),
+                    *("--platform-config", str(self._config_file)),
                     *("--parent-pid", str(os.getpid())),
                 ],
                 log=self._folder / "clientapp.log",

@@ -51,7 +51,8 @@ class Child:
             command: program and arguments.
             log: created with its folder if it is not there; readable by the owner only.
             environment: variables on top of this process's own. PATH begins with this Python's
-                own folder, so that programs find the ones that were installed with them.
+                own folder, so that programs find the ones that were installed with them. Python
+                imports nothing from the working folder, which may be anyone's.
 
         Raises:
             StateError: if the program or the log cannot be opened.
@@ -62,6 +63,7 @@ class Child:
         variables["PATH"] = os.pathsep.join(
             [sysconfig.get_path("scripts"), variables.get("PATH", os.defpath)]
         )
+        variables["PYTHONSAFEPATH"] = "1"
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as output:

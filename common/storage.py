@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+FOR_ALL = 0o644
+"""Permissions of a file that others of this machine may read: certificates, reports, results."""
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write ``content`` to ``path`` so that after a crash the file is the old or the new one.
 
     Two writers of one path do not mix: the last one wins whole.
@@ -33,7 +37,8 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     Args:
         path: its folder is made if it is not there.
         content: all of the file.
-        mode: permissions, less what the process's umask takes away.
+        mode: permissions, less what the process's umask takes away; the owner's alone unless
+            the file is meant for others (:data:`FOR_ALL`).
 
     Raises:
         StateError: if the disk is full or the folder cannot be written; ``path`` holds what it
@@ -52,6 +57,20 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
         msg = f"{path}: cannot be written ({error.strerror}). Free the disk or fix permissions."
+        raise StateError(msg) from error
+
+
+def make_private(folder: Path) -> None:
+    """Make ``folder`` if it is not there; nobody but its owner may look into it from now on.
+
+    Raises:
+        StateError: if it cannot be made, or belongs to another user.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        msg = f"{folder}: cannot be made this user's own ({error.strerror})."
         raise StateError(msg) from error
 
 

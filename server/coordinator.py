@@ -20,6 +20,7 @@ from common.config import split_address
 from common.errors import ConfigError, RunFailed
 from common.locks import FileLock, holder_of
 from common.processes import Child
+from common.storage import make_private
 from server.journal import FILE_NAME, RUN_LOCK, journal_size, read_journal
 from server.registrations import REGISTRATIONS_FILE
 from server.superlink import SuperLink
@@ -78,7 +79,7 @@ class Coordinator:
                 started several times in a row without getting anywhere.
         """
         fruitless = 0
-        self._state.mkdir(parents=True, exist_ok=True)
+        make_private(self._state)
         busy = "another `crossrec server run` runs this federation; stop it first."
         lock = FileLock(self._state / LOCK_FILE, busy=busy)
         try:

@@ -1,6 +1,7 @@
 """Flower's own programs at the coordinator: SuperLink, registration of platforms, start of runs.
 
-Wraps the executables; nothing of Flower's is done again here. The bundle that is started holds no
+Wraps the executables; nothing of Flower's is done again here. What a local user could do to the
+SuperLink is prevented by :mod:`server.guarded_superlink`. The bundle that is started holds no
 code: coordinator and platforms run the CrossRec that each of them installed.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import httpx
 
 from common.errors import ConfigError, RunFailed
 from common.processes import Child, free_port, script
-from common.storage import read_content, sha256, write_durably
+from common.storage import make_private, read_content, sha256, write_durably
 from server.registrations import Registration, read_registrations
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class RunStatus:
 
 
 class SuperLink:
-    """One SuperLink on loopback with its database in ``folder``."""
+    """One SuperLink on loopback with its database in ``folder``, for this user only."""
 
     def __init__(self, folder: Path, network: NetworkSection) -> None:
         """Name the place; nothing is started yet."""
@@ -79,13 +81,14 @@ class SuperLink:
             RunFailed: if it ends or does not answer in time; names its log.
         """
         self.stop()
+        make_private(self._folder)
         self.address = f"127.0.0.1:{free_port()}"
         host, _, port = self.address.rpartition(":")
         self._write_settings()
         network = self._network
         self._child = Child(
             [
-                script("flower-superlink"),
+                *(sys.executable, "-m", "server.guarded_superlink"),
                 *("--host", host, "--port", port),
                 "--disable-runtime-dependency-installation",
                 "--enable-supernode-auth",
@@ -189,7 +192,7 @@ class SuperLink:
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
             f'address = "{self.address}"\nroot-certificates = {certificate}\n'
         )
-        write_durably(self._folder / "config.toml", settings.encode())
+        write_durably(self._folder / "config.toml", settings.encode(), mode=0o600)
 
     def _call(self, *arguments: str) -> dict[str, Any]:
         """Run one ``flwr`` command and return what it prints as JSON."""

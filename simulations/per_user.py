@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import StateError
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def write_per_user(path: Path, table: pd.DataFrame) -> None:
     Raises:
         StateError: if the folder cannot be written.
     """
-    write_durably(path, table.to_parquet(index=False))
+    write_durably(path, table.to_parquet(index=False), mode=FOR_ALL)
 
 
 def read_per_user(path: Path) -> pd.DataFrame:

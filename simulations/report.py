@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 from simulations.drawing import metric_label, model_colour
 from simulations.plots import epsilon_text, figures, model_names, privacy_line
 from simulations.result import PRIMARY_METRIC
@@ -104,7 +104,7 @@ def write_report(path: Path, result: RunResult) -> None:
     Raises:
         StateError: if the folder cannot be written; ``path`` is untouched.
     """
-    write_durably(path, render_report(result).encode())
+    write_durably(path, render_report(result).encode(), mode=FOR_ALL)
 
 
 def _meaning(privacy: PrivacyStatement) -> str:

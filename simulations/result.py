@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import ConfigDict, TypeAdapter
 
 from common.errors import StateError
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -313,7 +313,7 @@ def write_result(path: Path, result: RunResult) -> None:
         StateError: if the folder cannot be written; ``path`` is untouched.
     """
     text = json.dumps(to_dict(result), indent=2, sort_keys=True, ensure_ascii=False)
-    write_durably(path, f"{text}\n".encode())
+    write_durably(path, f"{text}\n".encode(), mode=FOR_ALL)
 
 
 def read_result(path: Path) -> RunResult:

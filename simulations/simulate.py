@@ -26,7 +26,7 @@ from common.models.partition import SumQuantity, shared_shapes
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.privacy.plan import PLANS
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 from server.config import FederationConfig
 from server.journal import journal_size, read_journal
 from server.progress import JournalProgress
@@ -168,7 +168,7 @@ class SimulationRun:
         _require_common_items(marketplace, self.options)
         if self.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
-        write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
+        write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode(), mode=FOR_ALL)
         federation = lay_out(marketplace, self.options, self.folder)
         if warm_from is not None:
             for platform in federation.platforms:

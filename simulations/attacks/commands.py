@@ -74,7 +74,7 @@ def promotion(
     from rich.progress import track
 
     from common.errors import ConfigError
-    from common.storage import write_durably
+    from common.storage import FOR_ALL, write_durably
     from simulations.attacks.plot import save_plot
     from simulations.attacks.study import Case, choose_attacker, defences_of, run_case
     from simulations.options import SimulationOptions
@@ -122,7 +122,9 @@ def promotion(
             "seed": seed,
             "cases": [outcome.to_dict() for outcome in outcomes],
         }
-        write_durably(out / "promotion.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_durably(
+            out / "promotion.json", (json.dumps(content, indent=1) + "\n").encode(), mode=FOR_ALL
+        )
     if warm is not None:
         shutil.rmtree(warm)
     save_plot(outcomes, out)

@@ -85,7 +85,7 @@ def engine(
     from rich.progress import track
 
     from client.devices import resolve_device
-    from common.storage import write_durably
+    from common.storage import FOR_ALL, write_durably
     from simulations.benchmarks.engine import EngineCase, compare
 
     console = Console()
@@ -103,7 +103,7 @@ def engine(
         console.print(_engine_table(timings))
         rows += [timing.to_dict() for timing in timings]
         if json_file is not None:
-            write_durably(json_file, (json.dumps(rows, indent=1) + "\n").encode())
+            write_durably(json_file, (json.dumps(rows, indent=1) + "\n").encode(), mode=FOR_ALL)
 
 
 def _engine_table(timings: list[EngineTiming]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from common.config import dump_config, load_config
 from common.errors import ConfigError, RunFailed
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 from simulations.compare.cells import EVERYONE, enumerate_cells, group_cells
 from simulations.compare.collect import collect
 from simulations.compare.options import CompareOptions
@@ -103,7 +103,7 @@ class Comparison:
         platforms = self._platforms()
         if self.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
-        write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode())
+        write_durably(self.folder / OPTIONS_FILE, dump_config(self.options).encode(), mode=FOR_ALL)
         cells = enumerate_cells(self.options, platforms)
         left = [c for c in cells if finished_cell(self.folder, c, self.options.base) is None]
         groups = [

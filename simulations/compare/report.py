@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 from simulations.compare.plots import figures
 from simulations.compare.tables import p_text
 from simulations.compare.verdict import (
@@ -70,7 +70,7 @@ def write_report(path: Path, result: CompareResult) -> None:
     Raises:
         StateError: if the folder cannot be written; ``path`` is untouched.
     """
-    write_durably(path, render_report(result).encode())
+    write_durably(path, render_report(result).encode(), mode=FOR_ALL)
 
 
 def _model_names(result: CompareResult) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import TypeAdapter
 
 from common.errors import StateError
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 from simulations.compare.statistics import SeededGain, SeedMean  # noqa: TC001  (as above)
 from simulations.result import Checked, DataStatement, refuse_constant
 
@@ -212,7 +212,7 @@ def write_compare_result(path: Path, result: CompareResult) -> None:
         StateError: if the folder cannot be written.
     """
     text = json.dumps(to_dict(result), indent=2, sort_keys=True, ensure_ascii=False)
-    write_durably(path, f"{text}\n".encode())
+    write_durably(path, f"{text}\n".encode(), mode=FOR_ALL)
 
 
 def read_compare_result(path: Path) -> CompareResult:

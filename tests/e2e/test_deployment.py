@@ -247,7 +247,7 @@ def test_whatever_is_killed_the_federation_completes(tmp_path: Path, xmrec_folde
 
         # The SuperLink.
         subject.wait_for_event("round-started", round=6)
-        kill_all("flower-superlink", str(subject.folder))
+        kill_all("server.guarded_superlink", str(subject.folder))
         subject.wait_for_end()
 
         # And the coordinator's own command, after which `resume` hands over once more to everyone.

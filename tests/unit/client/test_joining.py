@@ -56,6 +56,13 @@ def test_the_key_pair_belongs_together_and_is_the_owners(tmp_path: Path) -> None
     assert make(tmp_path / "other") != shown
 
 
+def test_others_may_read_what_is_public_only(tmp_path: Path) -> None:
+    make(tmp_path / "shop")
+    modes = {file.name: file.stat().st_mode & 0o077 for file in (tmp_path / "shop").iterdir()}
+    # The configuration may hold the password of a database.
+    assert {name for name, mode in modes.items() if mode} == {"ca.crt", "node.pub"}
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     make(tmp_path / "shop")
     before = (tmp_path / "shop/node.key").read_bytes()

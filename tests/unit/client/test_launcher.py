@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import socket
 import sys
 import zipfile
+from functools import partial
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +24,11 @@ from flwr.supernode import start_client_internal
 from flwr.supernode.runtime import run_clientapp
 
 from client import launcher, supernode
+from client.app import PLATFORM_CONFIG, SIMULATION_MARKER
+from common import peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 EVIL = """
 from pathlib import Path
@@ -132,6 +136,11 @@ def outcome(bundle: Fab, answer: Any) -> str:  # noqa: ANN401
     return reply
 
 
+def installed(home: Path) -> Any:  # noqa: ANN401
+    """What the launcher forks."""
+    return partial(launcher._answer, platform_config=home / "platform.toml")
+
+
 def flowers_own(spec: ExecutionSpec) -> None:
     """What ``flwr-clientapp`` does."""
     run_clientapp.run_clientapp(
@@ -142,7 +151,7 @@ def flowers_own(spec: ExecutionSpec) -> None:
 @pytest.mark.parametrize("module", ["evil", "client/app", "common/wire"])
 def test_code_in_a_bundle_is_not_executed_nor_unpacked(home: Path, module: str) -> None:
     trace = home / "trace"
-    reply = outcome(hostile_bundle(trace, module), launcher._answer)
+    reply = outcome(hostile_bundle(trace, module), installed(home))
     assert not trace.exists()
     assert not list(home.glob("flower/**/*.py"))
     # The installed application answered: it wants a platform's configuration.
@@ -157,17 +166,47 @@ def test_flowers_own_process_would_execute_it(home: Path) -> None:
 
 
 def test_a_damaged_bundle_changes_nothing(home: Path) -> None:
-    reply = outcome(Fab("0" * 64, b"no bundle at all", {}), launcher._answer)
+    reply = outcome(Fab("0" * 64, b"no bundle at all", {}), installed(home))
     assert "the cause is in the platform's own log" in reply
     assert not (home / "flower/apps").exists()
 
 
 def test_only_messages_to_a_clientapp_are_taken() -> None:
-    executor = launcher.InstalledApp()
+    executor = launcher.InstalledApp(Path("platform.toml"))
     assert executor.get_eligible_capacity(set(TaskType))[0] == {TaskType.CLIENT_APP}
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
         spec = ExecutionSpec(**{**vars(SPEC), "task_type": kind})
         assert executor.launch(spec).status is LaunchResultStatus.FAILED
+
+
+def test_the_platform_is_the_one_that_the_launcher_was_started_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(launcher, "app", lambda _, context: seen.append(context.node_config))
+    told: dict[str, Any] = {PLATFORM_CONFIG: "/tmp/theirs.toml", SIMULATION_MARKER: True}  # noqa: S108
+    context = Context(1, 1, told, RecordDict(), {})
+    answer = launcher._installed_app(tmp_path / "platform.toml", "fab", "1.0.0", "hash")
+    message: Any = None
+    answer(message, context)
+    assert seen == [{PLATFORM_CONFIG: str(tmp_path / "platform.toml")}]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose a socket is")
+def test_nobody_elses_supernode_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[object] = []
+    process = SimpleNamespace(start=lambda: forked.append("one"))
+    monkeypatch.setattr(launcher, "_FORKED", SimpleNamespace(Process=lambda **_: process))
+    executor = launcher.InstalledApp(Path("platform.toml"))
+    assert executor.launch(SPEC).status is LaunchResultStatus.FAILED, "nobody listens there"
+    with socket.create_server(("127.0.0.1", 0)) as supernode:
+        address = f"127.0.0.1:{supernode.getsockname()[1]}"
+        spec = ExecutionSpec(**{**vars(SPEC), "runtime_api_address": address})
+        assert executor.launch(spec).status is LaunchResultStatus.ACCEPTED
+        me = peers.own_user()
+        monkeypatch.setattr(peers, "own_user", lambda: me + 1)
+        assert executor.launch(spec).status is LaunchResultStatus.FAILED
+    assert forked == ["one"]
 
 
 def test_flower_still_has_the_names_that_are_replaced() -> None:

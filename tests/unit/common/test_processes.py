@@ -52,6 +52,20 @@ def test_programs_of_this_environment_come_first_on_the_path(tmp_path: Path) -> 
     assert child.last_lines() == script("flower-superlink")
 
 
+def test_nothing_is_imported_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("print('taken from the working folder')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    child = Child([sys.executable, "-m", "client.launcher", "--help"], log=tmp_path / "log")
+    wait_for(lambda: child.exit_code is not None)
+    assert child.exit_code == 0
+    assert "taken from" not in child.log.read_text()
+    assert "--platform-config" in child.log.read_text()
+
+
 def test_stop_ends_it_and_what_it_started(tmp_path: Path) -> None:
     command = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True)"
     child = Child([sys.executable, "-c", f"{command}; p.wait()"], log=tmp_path / "log")

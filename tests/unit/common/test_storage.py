@@ -15,7 +15,15 @@ import pytest
 from safetensors.numpy import save
 
 from common.errors import StateError
-from common.storage import pack_arrays, read_arrays, sha256, unpack_arrays, write_durably
+from common.storage import (
+    FOR_ALL,
+    make_private,
+    pack_arrays,
+    read_arrays,
+    sha256,
+    unpack_arrays,
+    write_durably,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +85,26 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_the_return(
     monkeypatch.setattr(os, "replace", named)
     write_durably(tmp_path / "file", b"x")
     assert done == ["content", "name", "folder"]
+
+
+def test_files_are_the_owners_unless_they_are_meant_for_all(tmp_path: Path) -> None:
+    write_durably(tmp_path / "private", b"x")
+    write_durably(tmp_path / "public", b"x", mode=FOR_ALL)
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "public").stat().st_mode & 0o700 == 0o600
+    write_durably(tmp_path / "public", b"y")
+    assert (tmp_path / "public").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_private_folder_is_closed_even_if_it_was_open(tmp_path: Path) -> None:
+    folder = tmp_path / "market/state"
+    for _ in range(2):
+        make_private(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o755)
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="file: cannot be made"):
+        make_private(tmp_path / "file")
 
 
 def test_two_writers_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,7 @@ def test_a_run_is_started_once_and_everything_is_stopped(
     subject.run(lambda: ready.append(link.runs))
     assert link.log == ["start", "register a", "submit", "stop"]
     assert ready == [True]
+    assert link.config.state.folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_serverapp_that_died_is_started_again(
