@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from common.config import load_config
 from common.errors import ConfigError
 from common.privacy.plan import PLANS, PlanName, plan_noise
-from common.storage import read_content, sha256, write_durably
+from common.storage import FOR_ALL, read_content, sha256, write_durably
 from server.certificates import create_authority, issue_server_certificate
 from server.config import FederationConfig
 
@@ -117,11 +117,11 @@ def found_federation(
     authority_key, authority = create_authority(folder.name or "federation")
     key, certificate = issue_server_certificate(authority_key, authority, hosts)
     for name, content in (("ca.key", authority_key), ("server.key", key)):
-        write_durably(folder / name, content, mode=0o600)
-    for name, content in (("ca.crt", authority), ("server.crt", certificate)):
         write_durably(folder / name, content)
+    for name, content in (("ca.crt", authority), ("server.crt", certificate)):
+        write_durably(folder / name, content, mode=FOR_ALL)
     (folder / "platforms").mkdir(exist_ok=True)
-    write_durably(config_file, text.encode())
+    write_durably(config_file, text.encode(), mode=FOR_ALL)
     load_config(config_file, FederationConfig)
     return config_file
 
@@ -157,7 +157,7 @@ def register_platform(name: str, key: Path, config_file: Path, config: Federatio
             raise ConfigError(msg)
     place = config.network.platform_keys / f"{name}.pub"
     replaced = place.exists() and not _same_key(read_content(place), found)
-    write_durably(place, content)
+    write_durably(place, content, mode=FOR_ALL)
     return (
         f"{name}: {'its key was replaced' if replaced else 'registered'}, fingerprint "
         f"{fingerprint(found)}. Counts from the next `crossrec server run` or `resume` on."
