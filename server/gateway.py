@@ -4,8 +4,8 @@ A SuperLink serves platforms (Fleet API), whoever starts and stops runs (Control
 programs that execute a run (Runtime API) on one port, the last two without authentication: whoever
 reaches it can have any code executed at the coordinator. So the SuperLink listens on loopback, and
 this program forwards the Fleet API alone, whose calls Flower checks against the platforms'
-registered keys. Requests have a limited size, and a node sends replies in its own name only, which
-Flower leaves unchecked.
+registered keys. What Flower leaves unchecked is checked here: requests have a limited size, and a
+node sends one reply at a time, in its own name, that the SuperLink can store and read again.
 
     python -m server.gateway --listen 0.0.0.0:8000 --superlink 127.0.0.1:9000 \
         --certificate server.crt --key server.key --root-certificate ca.crt
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import ssl
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from common.logs import configure_child_logging
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from flwr.proto.message_pb2 import ObjectTree
     from starlette.requests import Request
 
 FLEET_CALLS = frozenset(
@@ -57,6 +59,12 @@ FLEET_CALLS = frozenset(
 LARGEST_REQUEST = 32 * 2**20
 """Bytes; Flower cuts arrays into smaller pieces."""
 
+LARGEST_TREE = 512
+"""Objects of one reply: its records, its arrays, and their pieces of at most 5 MB."""
+
+_LONGEST_TIME = 1e10
+"""Seconds since 1970, or of a life time: three centuries."""
+
 _PASSED_ON = frozenset({"content-type", "accept", "traceparent"})
 _PASSED_ON_PREFIX = "flwr-"
 _UNAUTHENTICATED = 401
@@ -79,12 +87,14 @@ def create_gateway(client: httpx.AsyncClient) -> Starlette:
         body = await _body_of(request)
         if body is None:
             return _refusal(413, f"a request has at most {LARGEST_REQUEST} bytes")
-        if call == "push-messages" and not _is_own(body):
-            log.warning("%s: a node sent a reply in another's name", _address_of(request))
-            return _refusal(403, "a node replies in its own name")
+        fault = _fault_of_reply(body) if call == "push-messages" else ""
+        if fault:
+            log.warning("%s: a reply was refused: %s", _address_of(request), fault)
+            return _refusal(403, fault)
+        # Not request.url.path: some versions of Starlette take part of it from the Host header.
         headers = {name: text for name, text in request.headers.items() if _is_passed_on(name)}
         try:
-            answer = await client.post(request.url.path, content=body, headers=headers)
+            answer = await client.post(f"/v1/fleet/{call}", content=body, headers=headers)
         except httpx.HTTPError as error:
             log.warning("the SuperLink did not answer (%s)", type(error).__name__)
             return _refusal(503, "the federation's SuperLink does not answer; try again")
@@ -129,14 +139,39 @@ def _is_passed_on(header: str) -> bool:
     return header in _PASSED_ON or header.startswith(_PASSED_ON_PREFIX)
 
 
-def _is_own(body: bytes) -> bool:
-    """Whether every reply comes from the node that sends it, whose signature Flower checks."""
+def _fault_of_reply(body: bytes) -> str:
+    """Why a pushed reply is refused, or an empty text.
+
+    Flower checks the sender's signature. It stores what else is wrong here, and then fails on each
+    call of the run that meets it.
+    """
     try:
         request = PushMessagesRequest.FromString(body)
     except DecodeError:
-        return False
-    sender = request.node.node_id
-    return all(message.metadata.src_node_id == sender for message in request.messages_list)
+        return "it cannot be decoded"
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        return "expected one message and one object tree"
+    said, tree = request.messages_list[0].metadata, request.message_object_trees[0]
+    times, durations = (said.created_at, said.ttl), request.clientapp_runtime_list
+    faults = {
+        "a node replies in its own name": said.src_node_id != request.node.node_id,
+        "it answers nothing": not said.reply_to_message_id,
+        "its object tree is not that of the message": (
+            not tree.object_id or tree.object_id != said.message_id
+        ),
+        "created_at and ttl: expected a time": not all(0 < t < _LONGEST_TIME for t in times),
+        "clientapp_runtime: expected a number": not all(math.isfinite(d) for d in durations),
+        f"its object tree has more than {LARGEST_TREE} objects": _is_larger(tree, LARGEST_TREE),
+    }
+    return next((fault for fault, is_so in faults.items() if is_so), "")
+
+
+def _is_larger(tree: ObjectTree, most: int) -> bool:
+    found, waiting = 0, [tree]
+    while waiting and found <= most:
+        found += 1
+        waiting.extend(waiting.pop().children)
+    return found > most
 
 
 def _refusal(status: int, reason: str) -> Response:

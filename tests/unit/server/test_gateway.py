@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import Metadata
+from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.superlink.main import create_app
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
+from common.messages import Reply
+from common.wire import encode
 from server import gateway
 from server.gateway import FLEET_CALLS, create_gateway
 
@@ -118,27 +126,108 @@ def test_flower_cuts_arrays_into_pieces_that_pass() -> None:
     assert 2 * FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE < gateway.LARGEST_REQUEST
 
 
-def replies(sender: int, *claimed: int) -> bytes:
-    messages = [MessageProto(metadata=Metadata(src_node_id=node)) for node in claimed]
-    request = PushMessagesRequest(node=Node(node_id=sender), messages_list=messages)
+MESSAGE_ID = "a" * 64
+NOW = 1.8e9
+
+
+def push(
+    sender: int = 7,
+    *,
+    copies: int = 1,
+    tree: ObjectTree | None = None,
+    runtime: float = 1.0,
+    **changes: Any,  # noqa: ANN401 - any field
+) -> bytes:
+    said: dict[str, Any] = {
+        "message_id": MESSAGE_ID,
+        "src_node_id": 7,
+        "reply_to_message_id": "b" * 64,
+        "created_at": NOW,
+        "ttl": 60.0,
+    }
+    request = PushMessagesRequest(
+        node=Node(node_id=sender),
+        messages_list=[MessageProto(metadata=Metadata(**{**said, **changes}))] * copies,
+        message_object_trees=[tree or of_size(3)] * copies,
+        clientapp_runtime_list=[runtime],
+    )
     content: bytes = request.SerializeToString()
     return content
 
 
+def of_size(num_objects: int, root: str = MESSAGE_ID) -> ObjectTree:
+    children = [ObjectTree(object_id=f"{k:064x}") for k in range(num_objects - 1)]
+    return ObjectTree(object_id=root, children=children)
+
+
+@pytest.mark.parametrize("body", [push(), push(tree=of_size(1)), push(tree=of_size(512))])
+def test_a_reply_is_passed_on(body: bytes) -> None:
+    superlink = SuperLink()
+    assert ask(superlink, "POST", "/v1/fleet/push-messages", body).status_code == 200
+    assert [request.content for request in superlink.seen] == [body]
+
+
 @pytest.mark.parametrize(
-    ("body", "status"),
+    ("body", "cause"),
     [
-        (replies(7), 200),
-        (replies(7, 7, 7), 200),
-        (replies(7, 8), 403),
-        (replies(7, 7, 8), 403),
-        (b"\xff\xff no message", 403),
+        (push(8), "own name"),
+        (push(src_node_id=8), "own name"),
+        (push(copies=0), "one message"),
+        (push(copies=2), "one message"),
+        (push(reply_to_message_id=""), "answers nothing"),
+        (push(message_id=""), "object tree"),
+        (push(message_id="", tree=of_size(3, root="")), "object tree"),
+        (push(tree=of_size(3, root="c" * 64)), "object tree"),
+        (push(tree=of_size(513)), "512 objects"),
+        (push(created_at=math.nan), "created_at"),
+        (push(created_at=math.inf), "created_at"),
+        (push(created_at=1e300), "created_at"),
+        (push(created_at=-1.0), "created_at"),
+        (push(ttl=math.nan), "ttl"),
+        (push(ttl=math.inf), "ttl"),
+        (push(ttl=0.0), "ttl"),
+        (push(runtime=math.nan), "clientapp_runtime"),
+        (b"\xff\xff no message", "decoded"),
     ],
 )
-def test_a_node_replies_in_its_own_name(body: bytes, status: int) -> None:
+def test_a_reply_that_flower_could_not_read_again_is_refused(
+    body: bytes, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
     superlink = SuperLink()
-    assert ask(superlink, "POST", "/v1/fleet/push-messages", body).status_code == status
-    assert len(superlink.seen) == (status == 200)
+    answer = ask(superlink, "POST", "/v1/fleet/push-messages", body)
+    assert answer.status_code == 403
+    assert cause in answer.text
+    assert cause in caplog.text
+    assert not superlink.seen
+
+
+def test_an_honest_reply_has_what_the_gateway_asks_for() -> None:
+    asked = Message(RecordDict(), 7, "train.round")
+    asked.metadata.__dict__["_message_id"] = "b" * 64
+    reply = Message(encode(Reply(**REPLY), {"a": np.zeros(3)}), reply_to=asked)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    request = PushMessagesRequest(
+        node=Node(node_id=7),
+        messages_list=[message_to_proto(remove_content_from_message(reply))],
+        message_object_trees=[get_object_tree(reply)],
+    )
+    body = request.SerializeToString()
+    assert ask(SuperLink(), "POST", "/v1/fleet/push-messages", body).status_code == 200
+
+
+REPLY: dict[str, Any] = {
+    "platform": "north",
+    "run_id": "spring",
+    "round_number": 1,
+    "outcome": "released",
+}
+
+
+def test_the_host_header_is_no_part_of_what_is_asked_for() -> None:
+    superlink = SuperLink()
+    headers = {"host": "door/v1/control/start-run?x="}
+    ask(superlink, "POST", "/v1/fleet/pull-messages", headers=headers)
+    assert {request.url.path for request in superlink.seen} <= {"/v1/fleet/pull-messages"}
 
 
 def test_an_unregistered_node_is_refused_and_logged(caplog: pytest.LogCaptureFixture) -> None:
