@@ -126,14 +126,14 @@ class _TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = self.facts(record)
         exception = facts.pop("exception", "")
-        message = _on_one_line(facts.pop("message"))
+        message = on_one_line(facts.pop("message"))
         head = " ".join(facts.pop(name) for name in ("time", "level", "logger"))
-        names = "".join(f" {name}={_on_one_line(value)}" for name, value in facts.items())
+        names = "".join(f" {name}={on_one_line(value)}" for name, value in facts.items())
         # Indented: no text from elsewhere can pass for a line of ours.
         below = "".join(f"\n    {line}" for line in exception.splitlines())
         return f"{head}{names}: {message}{below}"
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """``text`` with line breaks and other control characters written out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import secrets
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,18 +19,29 @@ if TYPE_CHECKING:
     from common.models.partition import Arrays
 
 _MESSAGE, _ARRAYS = "message", "arrays"
+_JSON, _NONCE = "json", "nonce"
+_NONCE_BYTES = 16
 
 T = TypeVar("T", bound="DataclassInstance")
 
 
 def encode(value: DataclassInstance, arrays: Arrays | None = None) -> RecordDict:
-    """Put one message, and the arrays beside it, into a Flower record."""
-    record = RecordDict({_MESSAGE: ConfigRecord({"json": to_json(value)})})
+    """Put one message, and the arrays beside it, into a Flower record.
+
+    The nonce beside it says nothing and is in no digest. Flower stores a message under the hash of
+    its content: whoever could guess the next one could take its place in the store.
+    """
+    record = RecordDict({_MESSAGE: ConfigRecord({_JSON: to_json(value), _NONCE: _nonce()})})
     if arrays is not None:
         record[_ARRAYS] = ArrayRecord(
             {name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()}
         )
     return record
+
+
+def question() -> RecordDict:
+    """The content of a message whose type says everything."""
+    return RecordDict({_MESSAGE: ConfigRecord({_NONCE: _nonce()})})
 
 
 def decode(record: RecordDict, schema: type[T], *, max_bytes: float = math.inf) -> tuple[T, Arrays]:
@@ -46,14 +58,18 @@ def decode(record: RecordDict, schema: type[T], *, max_bytes: float = math.inf) 
     """
     foreign = set(record) - {_MESSAGE, _ARRAYS}
     message = record.get(_MESSAGE)
-    if foreign or not isinstance(message, ConfigRecord) or set(message) != {"json"}:
+    if foreign or not isinstance(message, ConfigRecord) or set(message) != {_JSON, _NONCE}:
         msg = f"malformed message: expected one {schema.__name__}, found {sorted(record)}."
+        raise RequestRefused(msg)
+    nonce = message[_NONCE]
+    if not isinstance(nonce, str) or len(nonce) != 2 * _NONCE_BYTES:
+        msg = f"malformed message: 'nonce' is not of {2 * _NONCE_BYTES} characters."
         raise RequestRefused(msg)
     arrays = record.get(_ARRAYS, ArrayRecord())
     if not isinstance(arrays, ArrayRecord):
         msg = "malformed message: 'arrays' holds no arrays."
         raise RequestRefused(msg)
-    num_bytes = len(str(message["json"])) + sum(
+    num_bytes = len(str(message[_JSON])) + sum(
         len(name) + len(array.data) for name, array in arrays.items()
     )
     if num_bytes > max_bytes:
@@ -65,7 +81,11 @@ def decode(record: RecordDict, schema: type[T], *, max_bytes: float = math.inf) 
         # Any exception: the bytes are a stranger's, and numpy's reader raises what it meets.
         msg = f"malformed message: an array cannot be decoded ({type(error).__name__})."
         raise RequestRefused(msg) from error
-    return from_json(str(message["json"]), schema), numpy_arrays
+    return from_json(str(message[_JSON]), schema), numpy_arrays
+
+
+def _nonce() -> str:
+    return secrets.token_hex(_NONCE_BYTES)
 
 
 def _numpy(array: Array) -> np.ndarray:

@@ -136,6 +136,7 @@ class Coordinator:
                 *("--listen", network.address, "--superlink", self._superlink.address),
                 *("--certificate", str(network.certificate), "--key", str(network.private_key)),
                 *("--root-certificate", str(network.root_certificate)),
+                *("--platform-keys", str(network.platform_keys)),
             ],
             log=self._state / "flower" / "gateway.log",
         )

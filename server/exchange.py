@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from common.errors import CrossRecError, InvalidRelease, RunFailed
+from common.logs import on_one_line
 from common.messages import Reply
 from common.wire import decode
 
@@ -33,6 +34,12 @@ _LONGEST_REASON = 500
 
 LARGEST_MESSAGE = 1 << 16
 """Bytes of a reply beside its arrays."""
+
+_OUR_TROUBLE = frozenset({401, 403, 502, 503, 504})
+"""Answers of the SuperLink to any call while it is away, or to a run that it has ended.
+
+Any other error, 500 above all, is about the one message: Flower met what a platform put there.
+"""
 
 
 class Exchange:
@@ -59,6 +66,9 @@ class Exchange:
     ) -> Iterator[tuple[int, RecordDict | None, str]]:
         """Send one message to each node; yield (node, content or None, cause) as replies arrive.
 
+        A cause is the outcome for the journal, of the node's doing (``no answer: ...``) or not
+        (``undelivered: ...``).
+
         Args:
             messages: by node.
             patience: seconds, if that is less than a round may take.
@@ -68,9 +78,16 @@ class Exchange:
         waiting: dict[str, int] = {}
         for node, message in messages.items():
             # One at a time: push_messages leaves out unreachable nodes without saying which.
-            sent = list(self._grid.push_messages([message]))
+            try:
+                sent = list(self._grid.push_messages([message]))
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in _OUR_TROUBLE:
+                    raise
+                log.warning("node %d: the SuperLink did not take a message (%s)", node, error)
+                yield node, None, f"undelivered: the SuperLink answered {_status(error)}"
+                continue
             if not sent or not sent[0]:
-                yield node, None, "the node could not be reached"
+                yield node, None, "no answer: the node could not be reached"
             else:
                 waiting[sent[0]] = node
         while waiting and time.monotonic() < deadline:
@@ -84,7 +101,7 @@ class Exchange:
             if waiting and not arrived:
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():
-            yield node, None, "the round closed before it answered"
+            yield node, None, "no answer: the round closed before it answered"
 
     def _pull(self, message_id: str, node: int) -> tuple[RecordDict | None, str] | None:
         """What answers one message: its content, or None and the cause; None if nothing is there.
@@ -98,14 +115,18 @@ class Exchange:
                 return None
             reply = replies[0]
             if reply.has_error():
-                return None, str(reply.error.reason)
+                return None, f"no answer: {reply.error.reason}"
             said = reply.metadata
             if (said.reply_to_message_id, said.src_node_id) != (message_id, node):
-                return None, f"its reply says that it comes from node {said.src_node_id}"
+                return None, f"no answer: its reply says that it comes from node {said.src_node_id}"
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in _OUR_TROUBLE:
+                raise
+            return None, f"no answer: the SuperLink cannot read its reply ({_status(error)})"
         except (httpx.HTTPError, OSError):
             raise  # the SuperLink does not answer: no platform's doing
         except Exception as error:  # noqa: BLE001 - Flower's readers raise what they meet
-            return None, f"its reply cannot be read ({type(error).__name__})"
+            return None, f"no answer: its reply cannot be read ({type(error).__name__})"
         return reply.content, ""
 
     def ask(
@@ -132,7 +153,7 @@ class Exchange:
         for node, content, cause in self.send(by_node):
             name = names[node]
             if content is None:
-                arrays, outcome = None, shortened(f"no answer: {cause}")
+                arrays, outcome = None, shortened(cause)
             else:
                 arrays, outcome = self._read(name, number, wanted, content, check, most)
             yield name, arrays, outcome
@@ -198,7 +219,14 @@ class Exchange:
         return arrays, wanted
 
 
+def _status(error: httpx.HTTPStatusError) -> str:
+    return f"HTTP {error.response.status_code}"
+
+
 def shortened(reason: object) -> str:
-    """A platform's own words, of a length that the journal can hold."""
-    text = str(reason)
+    """A platform's own words, on one line of a length that the journal can hold.
+
+    Control characters are written out: a terminal would obey them.
+    """
+    text = on_one_line(str(reason)[: _LONGEST_REASON + 1])
     return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"

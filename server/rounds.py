@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from common.data.catalogue import read_catalogue
 from common.errors import CrossRecError, InvalidRelease, RequestRefused, RunFailed, StateError
@@ -22,7 +22,7 @@ from common.messages import ADOPT, PROFILE, TRAIN, AdoptRequest, Profile, TrainR
 from common.models.ncf import initialise
 from common.models.partition import PAIRS, check_shared, shared_shapes
 from common.rng import derive_seed
-from common.wire import decode, encode
+from common.wire import decode, encode, question
 from server.aggregation import StreamingSum
 from server.agreement import CatalogueAgreement
 from server.checkpoint import Checkpoints
@@ -180,7 +180,7 @@ class FederationRun:
                 time.sleep(POLL_SECONDS)
                 continue
             asked.update(new)
-            messages = {node: Message(RecordDict(), node, PROFILE) for node in new}
+            messages = {node: Message(question(), node, PROFILE) for node in new}
             patience = max(POLL_SECONDS, give_up - time.monotonic())
             for node, content, cause in self._exchange.send(messages, patience):
                 try:

@@ -2,7 +2,8 @@
 
 Bad replies, unreadable ones, errors and time-outs count, if ``max_failures`` of them come in a row.
 A refusal (``declined``) does not, however often: it is an honest answer, costs no time, and a
-budget may be raised while the run goes on. Nor does it make up for failures before it.
+budget may be raised while the run goes on. Nor does it make up for failures before it. A request
+that the SuperLink could not take (``undelivered``) says nothing of the platform.
 
 The journal remembers. A resumed run does not ask again until the operator says so
 (``crossrec server readmit``); failures before the start do not count.
@@ -47,7 +48,7 @@ class Standing:
 
     def record(self, platform: str, outcome: str) -> None:
         """Count what became of a platform's reply, in the words of the journal."""
-        if outcome.startswith("declined:"):
+        if outcome.startswith(("declined:", "undelivered:")):
             return
         if not outcome.startswith(("left out:", "no answer:")):
             self._failures[platform] = 0

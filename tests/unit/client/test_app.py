@@ -101,7 +101,7 @@ def test_records_hold_a_message_and_a_release_and_nothing_else(
     for content in (adopted, profile):
         assert {key: type(record) for key, record in content.items()} == {"message": ConfigRecord}
     for content in (trained, summed, adopted, profile):
-        assert list(content.config_records["message"]) == ["json"]
+        assert list(content.config_records["message"]) == ["json", "nonce"]
     assert sorted(json.loads(str(profile.config_records["message"]["json"]))) == [
         "catalogue_digest",
         "delta",
@@ -122,13 +122,18 @@ def test_a_declined_request_is_a_reply_and_not_an_error(
     assert release == {}
 
 
+NONCE = {"nonce": "0" * 32}
+
+
 def garbage() -> dict[str, RecordDict]:
     return {
         "empty": RecordDict(),
-        "not-json": RecordDict({"message": ConfigRecord({"json": SECRET})}),
-        "unknown-field": RecordDict({"message": ConfigRecord({"json": '{"dump": "users"}'})}),
+        "not-json": RecordDict({"message": ConfigRecord({"json": SECRET, **NONCE})}),
+        "unknown-field": RecordDict(
+            {"message": ConfigRecord({"json": '{"dump": "users"}', **NONCE})}
+        ),
         "second-record": RecordDict(
-            {"message": ConfigRecord({"json": "{}"}), "more": ConfigRecord({})}
+            {"message": ConfigRecord({"json": "{}", **NONCE}), "more": ConfigRecord({})}
         ),
     }
 

@@ -513,7 +513,7 @@ def test_a_release_is_an_allow_list_down_to_the_last_key(config: PlatformConfig)
     message, arrays = record["message"], record["arrays"]
     assert isinstance(message, ConfigRecord)
     assert isinstance(arrays, ArrayRecord)
-    assert list(message) == ["json"]
+    assert list(message) == ["json", "nonce"]
     assert json.loads(str(message["json"])) == {
         "platform": "north",
         "run_id": "spring",
@@ -1038,7 +1038,7 @@ def test_what_is_smuggled_into_a_message_stops_it_before_the_platform_is_asked(
     changes, named = SMUGGLED[case]
     record = encode(train_request(config), shared_arrays())
     fields = json.loads(to_json(train_request(config)))
-    record["message"] = ConfigRecord({"json": json.dumps({**fields, **changes})})
+    record.config_records["message"]["json"] = json.dumps({**fields, **changes})
     with pytest.raises(RequestRefused, match=named):
         decode(record, TrainRequest)
     assert durable_rows(config, "reserve") == 0

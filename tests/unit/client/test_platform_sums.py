@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
 
 import client.platform
 from client.adaptation import Adapted
@@ -479,7 +478,7 @@ def test_what_is_smuggled_into_a_message_stops_it_before_the_platform_is_asked(
     changes, named = SMUGGLED[case]
     record = encode(sum_request(config), asked_arrays())
     fields = json.loads(to_json(sum_request(config)))
-    record["message"] = ConfigRecord({"json": json.dumps({**fields, **changes})})
+    record.config_records["message"]["json"] = json.dumps({**fields, **changes})
     with pytest.raises(RequestRefused, match=named):
         decode(record, SumRequest)
 

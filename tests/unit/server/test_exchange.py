@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 import pytest
+from flwr.app import Error, Message
 
 from common.messages import TRAIN
-from server.config import TrainingSection
+from server.config import TrainingSection, ValidationSection
+from server.exchange import shortened
 from server.rounds import FederationRun
 from tests.unit.server.scripted import (
     ScriptedGrid,
     Shop,
+    events,
     federation,
     outcomes,
     profile,
@@ -24,8 +27,6 @@ from tests.unit.server.scripted import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
-
-    from flwr.app import Message
 
     from server.strategy import ServerState
 
@@ -149,3 +150,106 @@ def test_a_superlink_that_is_gone_is_no_platforms_doing(tmp_path: Path) -> None:
     grid.tamper = gone
     with pytest.raises(httpx.ConnectError):
         FederationRun(federation(tmp_path, NAMES), grid).run()
+
+
+def http_error(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://superlink/v1/runtime/x")
+    return httpx.HTTPStatusError(
+        "error", request=request, response=httpx.Response(status, request=request)
+    )
+
+
+def test_a_reply_that_the_superlink_fails_on_is_left_out(tmp_path: Path) -> None:
+    write_catalogue_file(tmp_path)
+
+    def fails(_: Message) -> list[Message]:
+        raise http_error(500)
+
+    grid = Tampering(shops(tmp_path))
+    grid.tamper = fails
+    config = federation(tmp_path, NAMES)
+    FederationRun(config, grid).run()
+    said = "no answer: the SuperLink cannot read its reply (HTTP 500)"
+    assert outcomes(config) == dict.fromkeys(NAMES, "released") | {"evil": said}
+
+
+@pytest.mark.parametrize("status", [401, 403, 502, 503, 504])
+def test_a_superlink_that_is_away_is_no_platforms_doing(tmp_path: Path, status: int) -> None:
+    write_catalogue_file(tmp_path)
+
+    def away(_: Message) -> list[Message]:
+        raise http_error(status)
+
+    grid = Tampering(shops(tmp_path))
+    grid.tamper = away
+    with pytest.raises(httpx.HTTPStatusError):
+        FederationRun(federation(tmp_path, NAMES), grid).run()
+
+
+class Blocked(ScriptedGrid):
+    """A SuperLink that fails on every request for a round of ``west``."""
+
+    status = 500
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        for message in messages:
+            node = message.metadata.dst_node_id
+            if message.metadata.message_type == TRAIN and node == 1 + NAMES.index("west"):
+                raise http_error(self.status)
+        return super().push_messages(messages)
+
+
+def test_a_request_that_cannot_be_delivered_is_not_held_against_the_platform(
+    tmp_path: Path,
+) -> None:
+    write_catalogue_file(tmp_path)
+    grid = Blocked(shops(tmp_path))
+    config = federation(tmp_path, NAMES, rounds=3, validation=ValidationSection(max_failures=2))
+    FederationRun(config, grid).run()
+    said = "undelivered: the SuperLink answered HTTP 500"
+    assert outcomes(config) == dict.fromkeys(NAMES, "released") | {"west": said}
+    assert not events(config, "platform-set-aside")
+
+
+def test_a_superlink_that_is_away_ends_the_run_also_where_it_is_pushed_to(tmp_path: Path) -> None:
+    write_catalogue_file(tmp_path)
+    grid = Blocked(shops(tmp_path))
+    grid.status = 503
+    with pytest.raises(httpx.HTTPStatusError):
+        FederationRun(federation(tmp_path, NAMES), grid).run()
+
+
+def test_a_platform_cannot_call_its_own_failures_undelivered(tmp_path: Path) -> None:
+    write_catalogue_file(tmp_path)
+
+    def pretends(message: Message) -> list[Message]:
+        return [Message(Error(0, "undelivered: x"), reply_to=message)]
+
+    grid = Tampering(shops(tmp_path))
+    grid.tamper = pretends
+    config = federation(tmp_path, NAMES, rounds=2, validation=ValidationSection(max_failures=2))
+    FederationRun(config, grid).run()
+    assert [event["platform"] for event in events(config, "platform-set-aside")] == ["evil"]
+
+
+def test_no_request_has_an_id_that_could_be_guessed(tmp_path: Path) -> None:
+    write_catalogue_file(tmp_path)
+    ids: list[str] = []
+
+    class Noting(ScriptedGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            messages = list(messages)
+            ids.extend(message.content.object_id for message in messages)
+            return super().push_messages(messages)
+
+    for again in ("a", "b"):
+        run(tmp_path / again, Noting(shops(tmp_path)))
+    assert len(ids) == len(set(ids)), "also of two runs of one seed, and of questions"
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x1b]0;title\x07", "a\nb", "\x9b2J", "\u202egnp", "\x00"])
+def test_words_of_a_platform_do_not_steer_a_terminal(text: str) -> None:
+    assert shortened(text).isprintable()
+    assert len(shortened(text * 1000)) == 500
+    assert shortened("all spent: 3.1 of 3") == "all spent: 3.1 of 3"

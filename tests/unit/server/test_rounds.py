@@ -113,6 +113,9 @@ def bytes_for_bias(data: bytes, stype: str = "numpy.ndarray") -> RecordDict:
     return record
 
 
+NONCE = {"nonce": "0" * 32}
+
+
 def with_record(key: str, value: ArrayRecord | ConfigRecord | MetricRecord) -> RecordDict:
     record = arrays_with()
     record[key] = value
@@ -211,23 +214,25 @@ BAD_ANSWERS: dict[str, tuple[Callable[[], Answer], str]] = {
         "left out: malformed message: 'arrays' holds no arrays",
     ),
     "second-key-in-the-message": (
-        lambda: with_record("message", ConfigRecord({"json": "{}", "note": "hello"})),
+        lambda: with_record("message", ConfigRecord({"json": "{}", **NONCE, "note": "hello"})),
         "left out: malformed message",
     ),
     "a-number-for-json": (
-        lambda: with_record("message", ConfigRecord({"json": 5})),
+        lambda: with_record("message", ConfigRecord({"json": 5, **NONCE})),
         "left out: malformed message",
     ),
     "garbage-json": (
-        lambda: with_record("message", ConfigRecord({"json": '{"platform": '})),
+        lambda: with_record("message", ConfigRecord({"json": '{"platform": ', **NONCE})),
         "left out: malformed message",
     ),
     "deep-json": (
-        lambda: with_record("message", ConfigRecord({"json": "[" * 200_000})),
+        lambda: with_record("message", ConfigRecord({"json": "[" * 200_000, **NONCE})),
         "left out: malformed message",
     ),
     "endless-number": (
-        lambda: with_record("message", ConfigRecord({"json": f'{{"round_number": {"9" * 5000}}}'})),
+        lambda: with_record(
+            "message", ConfigRecord({"json": f'{{"round_number": {"9" * 5000}}}', **NONCE})
+        ),
         "left out: malformed message",
     ),
     "empty-record": (RecordDict, "left out: malformed message"),
