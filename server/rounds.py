@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROFILE_SECONDS = 120.0
+"""How long a node has to say who it is, also where the run would begin without it: an engine may
+need to start a process for it."""
 ASK_AGAIN_SECONDS = 5.0
 """Pause before a node that did not answer is asked again who it is."""
 
@@ -181,7 +184,7 @@ class FederationRun:
                 continue
             asked.update(new)
             messages = {node: Message(question(), node, PROFILE) for node in new}
-            patience = max(POLL_SECONDS, give_up - time.monotonic())
+            patience = max(PROFILE_SECONDS, give_up - time.monotonic())
             for node, content, cause in self._exchange.send(messages, patience):
                 try:
                     if content is None:  # not there yet, or no longer: it is asked again

@@ -71,7 +71,7 @@ class Unit(StrEnum):
     user = "user"
 
 
-_SHORT = {"popularity": "popular"}
+_SHORT = {"popularity": "popular", "federated": "served"}
 _METRICS = ("ndcg@10", "hr@10")
 
 
@@ -298,7 +298,7 @@ def _table(result: RunResult) -> Table:
         row = [name, f"{platform.num_users:,}", epsilon]
         row += [_cell(platform, model, metric) for metric, model in columns]
         if has_federated:
-            row += [_gain(platform), {"alone": "local"}.get(platform.gate or "-", "federated")]
+            row += [_gain(platform), platform.gate or "-"]
         table.add_row(*row)
     return table
 
