@@ -108,8 +108,8 @@ def _data(config: PlatformConfig) -> Iterator[Finding]:
     if not declared / 3 <= users <= 3 * declared:
         yield Finding(
             subject="population",
-            text=f"platform.toml states {declared}, far from what the data hold; sums are divided "
-            "by it, so a wrong one weakens the model. State a round number near the truth.",
+            text=f"note: platform.toml states {declared}, far from what the data hold; sums are "
+            "divided by it, so a wrong one weakens the model. State a round number near the truth.",
         )
 
 

@@ -84,7 +84,8 @@ class BudgetExhausted(CrossRecError):
         super().__init__(
             f"{request} would bring the spend to epsilon {would_spend:.3f} of {budget:.3f} "
             f"(delta {delta:g}, unit: {unit}). "
-            "Raise the budget in platform.toml, or leave the federation."
+            "Raise the budget in platform.toml and grant it (crossrec client grant --by NAME), "
+            "or leave the federation."
         )
 
 

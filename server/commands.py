@@ -119,6 +119,16 @@ def run(
     Example:
         crossrec server run market/federation.toml
     """
+    from server.journal import read_journal
+    from server.status import summarise
+
+    federation = _read(config)
+    if summarise(e for _, e in read_journal(federation.run_folder)).state == "finished":
+        typer.echo(
+            f"Run {federation.federation.run_id} is finished. For another one choose a new "
+            f"run_id in {config}; `crossrec server resume` hands its result over once more."
+        )
+        return
     _run(config, quiet=quiet, log_style=log_style, metrics=metrics)
 
 
@@ -219,6 +229,14 @@ def _run(config: Path, *, quiet: bool, log_style: LogStyleName, metrics: str | N
     coordinator = Coordinator(config, federation)
     network = federation.network
     assert network is not None
+
+    missing = sorted(set(federation.federation.platforms) - set(coordinator.registered))
+    if missing:
+        typer.echo(
+            f"Not registered, so they cannot join: {', '.join(missing)} "
+            f"(crossrec server register NAME node.pub {config}).",
+            err=True,
+        )
 
     def ready() -> None:
         typer.echo(

@@ -68,6 +68,11 @@ class Coordinator:
         self._superlink = SuperLink(self._state / "flower", config.network)
         self._gateway: Child | None = None
 
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """Platforms whose key is there, by name."""
+        return tuple(self._keys)
+
     def run(self, on_start: Callable[[], None] = lambda: None) -> None:
         """Run the federation to its end; returns when every platform was handed what it made.
 
@@ -83,6 +88,7 @@ class Coordinator:
         busy = "another `crossrec server run` runs this federation; stop it first."
         lock = FileLock(self._state / LOCK_FILE, busy=busy)
         try:
+            self._check_address()
             self._start()
             on_start()
             while fruitless < MAX_FRUITLESS_STARTS:
@@ -106,6 +112,20 @@ class Coordinator:
             self.stop()
             lock.close()
 
+    def _check_address(self) -> None:
+        """Nobody else may listen where platforms are to connect."""
+        host, port = split_address(self._network.address)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise RunFailed(
+                    f"[network] address = {self._network.address!r} cannot be listened on "
+                    f"({error.strerror}). Stop the program that does, or choose another port."
+                ) from error
+
     def _end_former_run(self) -> None:
         """A ServerApp can outlive its SuperLink, and would keep the next one from its work."""
         former = holder_of(self._run_folder / RUN_LOCK)
@@ -123,7 +143,13 @@ class Coordinator:
 
     def _start(self) -> None:
         self._superlink.start()
-        self._superlink.register(self._keys, self._state / REGISTRATIONS_FILE)
+        try:
+            self._superlink.register(self._keys, self._state / REGISTRATIONS_FILE)
+        except ConfigError as error:
+            log.warning("%s Registering everybody anew.", error)
+            self._superlink.forget()
+            self._superlink.start()
+            self._superlink.register(self._keys, self._state / REGISTRATIONS_FILE)
         self._start_gateway()
 
     def _start_gateway(self) -> None:

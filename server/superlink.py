@@ -120,6 +120,16 @@ class SuperLink:
             self._child.stop()
             self._child = None
 
+    def forget(self) -> None:
+        """End it and drop its database; a run's own state is elsewhere.
+
+        Flower keeps a key for ever: one that was registered by a start that was cut short, or
+        replaced and put back, can be registered in a new database only.
+        """
+        self.stop()
+        for path in self._folder.glob("superlink.db*"):
+            path.unlink()
+
     def register(self, keys: dict[str, Path], registrations: Path) -> dict[str, int]:
         """Make the SuperLink accept exactly these platforms; write down and return their node ids.
 

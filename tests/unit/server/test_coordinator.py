@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -276,3 +277,33 @@ def test_two_coordinators_do_not_end_each_others_run(
     subject, _ = prepared(config_file, monkeypatch, is_joined_by_another)
     subject.run()
     assert len(said) == 1
+
+
+def test_a_key_that_flower_will_not_take_again_is_registered_in_a_new_database(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, link = prepared(config_file, monkeypatch, finishes)
+    register = link.register
+
+    def refuses_once(keys: dict[str, Path], path: Path) -> dict[str, int]:
+        if "forget" not in link.log:
+            raise ConfigError("Public key already in use.")
+        return register(keys, path)
+
+    monkeypatch.setattr(link, "register", refuses_once)
+    monkeypatch.setattr(link, "forget", lambda: link.log.append("forget"), raising=False)
+    subject.run()
+    assert link.log == ["start", "forget", "start", "register a", "submit", "stop"]
+
+
+def test_a_port_that_another_program_holds_is_named_before_anything_starts(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        text = config_file.read_text().replace("0.0.0.0:8000", f"0.0.0.0:{port}")
+        config_file.write_text(text)
+        subject, link = prepared(config_file, monkeypatch, finishes)
+        with pytest.raises(RunFailed, match=f"0:{port}' cannot be listened on"):
+            subject.run()
+    assert link.log == ["stop"]
