@@ -31,4 +31,12 @@ def main(grid: Grid, context: Context) -> None:
             "--run-config 'federation-config=\"/path/to/federation.toml\"'."
         )
         raise ConfigError(msg)
-    FederationRun(load_config(Path(path), FederationConfig), grid).run()
+    config = load_config(Path(path), FederationConfig)
+    wanted = context.run_config.get("run-id") or config.federation.run_id
+    if wanted != config.federation.run_id:
+        msg = (
+            f"{path}: run_id was changed to {config.federation.run_id!r} while run {wanted!r} was "
+            "started. Put it back, or stop `crossrec server run` and start it again."
+        )
+        raise ConfigError(msg)
+    FederationRun(config, grid).run()

@@ -59,6 +59,7 @@ class Coordinator:
         self._config_file = config_file
         self._network = config.network
         self._state = config.state.folder
+        self._run_id = config.federation.run_id
         self._run_folder = config.run_folder
         self._keys = platform_keys(config.network, config.federation.platforms)
         for path in (self._network.certificate, self._network.root_certificate):
@@ -94,7 +95,7 @@ class Coordinator:
             while fruitless < MAX_FRUITLESS_STARTS:
                 self._end_former_run()
                 offset = journal_size(self._run_folder)
-                run = self._superlink.submit(self._config_file)
+                run = self._superlink.submit(self._config_file, self._run_id)
                 outcome, got_somewhere = self._follow(run, offset)
                 if outcome == "run-finished":
                     return

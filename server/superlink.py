@@ -44,6 +44,7 @@ clientapp = "client.app:app"
 
 [tool.flwr.app.config]
 federation-config = ""
+run-id = ""
 """
 _START_SECONDS = 120.0
 _CALL_SECONDS = 120.0
@@ -168,11 +169,15 @@ class SuperLink:
         write_durably(registrations, json.dumps(content, indent=2, sort_keys=True).encode())
         return {name: entry.node_id for name, entry in found.items()}
 
-    def submit(self, federation_config: Path) -> int:
-        """Start the ServerApp on ``federation_config``; return Flower's number of the run."""
+    def submit(self, federation_config: Path, run_id: str) -> int:
+        """Start the ServerApp on ``federation_config``; return Flower's number of the run.
+
+        The file may be edited before the ServerApp reads it: one of another ``run_id`` is refused.
+        """
         bundle = self._folder / "bundle"
         write_durably(bundle / "pyproject.toml", _BUNDLE.encode())
-        setting = f"federation-config={json.dumps(str(federation_config.absolute()))}"
+        path = json.dumps(str(federation_config.absolute()))
+        setting = f"federation-config={path} run-id={json.dumps(run_id)}"
         return int(self._call("run", str(bundle), "--run-config", setting)["run-id"])
 
     def status(self, run: int) -> RunStatus:

@@ -51,7 +51,8 @@ class Scripted:
         self.log.append(f"register {' '.join(sorted(keys))}")
         return {}
 
-    def submit(self, _: Path) -> int:
+    def submit(self, _: Path, run_id: str) -> int:
+        assert run_id == self.config.federation.run_id
         self.log.append("submit")
         self.state = "running"
         self.starts.pop(0)(self)
