@@ -5,6 +5,9 @@ Takes the arguments of ``flower-supernode``; Flower has no option for its waits.
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from time import sleep
 from types import SimpleNamespace
 
@@ -21,7 +24,19 @@ def main() -> None:
         sleep(min(seconds, LONGEST_WAIT_SECONDS))
 
     vars(start_client_internal).update(time=SimpleNamespace(sleep=shortened))
-    flower_supernode()
+    code = 1
+    try:
+        flower_supernode()
+        code = 0
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 1
+    except Exception:  # noqa: BLE001 - whatever it was, the process must end
+        traceback.print_exc()
+    # A thread of Flower's would keep a SuperNode that has failed alive for ever, and nobody would
+    # start it again.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

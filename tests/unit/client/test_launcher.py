@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import socket
+import subprocess
 import sys
 import zipfile
 from functools import partial
@@ -223,5 +225,27 @@ def test_the_supernode_waits_less_and_is_otherwise_flowers(
     monkeypatch.setattr(supernode, "sleep", waits.append)
     monkeypatch.setitem(of_flower, "time", of_flower["time"])
     monkeypatch.setattr(supernode, "flower_supernode", lambda: of_flower["time"].sleep(3))
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
     supernode.main()
+    assert ends == [0]
     assert waits == [supernode.LONGEST_WAIT_SECONDS]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("raise OSError('connection lost')", 1), ("sys.exit(305)", 305 % 256)]
+)
+def test_a_supernode_that_failed_ends_although_a_thread_of_flowers_lives(
+    ending: str, code: int
+) -> None:
+    program = (
+        "import sys, threading, time; from client import supernode\n"
+        "def fails():\n"
+        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        f"    {ending}\n"
+        "supernode.flower_supernode = fails\n"
+        "supernode.main()"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=120, check=False)
+    assert done.returncode == code
