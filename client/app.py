@@ -22,6 +22,7 @@ from common.messages import (
     AdoptRequest,
     Agreement,
     AssortmentRequest,
+    SecaggStage,
     SumRequest,
     TrainRequest,
 )
@@ -80,6 +81,15 @@ def sum_up(message: Message, context: Context) -> Message:
     with _own_log():
         request, arrays = decode(message.content, SumRequest)
         answer = encode(*_platform(context).sum_up(request, arrays))
+    return Message(answer, reply_to=message)
+
+
+@app.query("secagg")
+def secagg(message: Message, context: Context) -> Message:
+    """Answer one stage of a secure sum."""
+    with _own_log():
+        request, arrays = decode(message.content, SecaggStage)
+        answer = encode(*_platform(context).secagg(request, arrays))
     return Message(answer, reply_to=message)
 
 

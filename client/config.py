@@ -138,6 +138,32 @@ class PrivacySection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecaggSection:
+    """``[secagg]``: what ``privacy.trust = "secagg"`` needs, and the least that is accepted."""
+
+    private_key: Path
+    """This platform's own, of its registered key pair: it signs what the others must believe."""
+    platform_keys: Path
+    """Folder with the public key of each platform that this one trusts to be there: ``NAME.pub``.
+    It comes from the platforms themselves, or is compared with them: the coordinator must not be
+    able to put its own keys there. ``crossrec client trust`` adds one."""
+    min_summed: int = 3
+    """Least number of platforms in a sum, this one included; sums of fewer are refused."""
+    max_colluding: int = 1
+    """Platforms that may tell the coordinator all they know. Requests that reckon with fewer are
+    refused: noise has to hide this platform's users from all of them together."""
+
+    def __post_init__(self) -> None:
+        """Refuse sums that hide nothing."""
+        if self.min_summed < 2:
+            msg = f"min_summed: found {self.min_summed}, expected at least 2."
+            raise ConfigError(msg)
+        if self.max_colluding < 1:
+            msg = f"max_colluding: found {self.max_colluding}, expected at least 1."
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StateSection:
     """``[state]``."""
 
@@ -221,6 +247,7 @@ class PlatformConfig:
     training: TrainingSection = field(default_factory=TrainingSection)
     adaptation: AdaptationSection = field(default_factory=AdaptationSection)
     server: ServerSection | None = None
+    secagg: SecaggSection | None = None
     simulation: SimulationSection | None = None
 
     def __post_init__(self) -> None:
@@ -235,9 +262,15 @@ class PlatformConfig:
                 f"users to be exposed; use at most {_MAX_LOST / self.platform.population:.1g}."
             )
             raise ConfigError(msg)
-        if self.privacy.trust != "local" and self.simulation is None:
+        if self.privacy.trust == "secagg" and self.secagg is None:
+            msg = (
+                "privacy.trust = 'secagg' needs a [secagg] section with private_key and "
+                "platform_keys: platforms have to know each other's keys."
+            )
+            raise ConfigError(msg)
+        if self.privacy.trust in ("secagg-simulated", "none") and self.simulation is None:
             msg = (
                 f"privacy.trust = {self.privacy.trust!r} is for simulations only. "
-                "Use trust = 'local', or add a [simulation] section with a seed."
+                "Use trust = 'local' or 'secagg', or add a [simulation] section with a seed."
             )
             raise ConfigError(msg)

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 
 from client.adaptation import fit_alone, join
 from client.assortment import read_assortment
@@ -22,14 +23,16 @@ from client.devices import resolve_device
 from client.model_files import fitted_to
 from client.parts import Blend
 from client.personal_ncf import fit_user_vectors
+from client.secure_sum import SecureSum, check_terms
 from client.similarity import similarity_of_pairs, similarity_of_vectors
 from client.state import PlatformState
 from client.sums import count_sum, noisy, on_items, pair_sum
-from client.trainer import TrainingPlan, train_round
+from client.trainer import TrainingPlan, clipped_sums, train_round
 from client.user_vectors import UserVectors
 from common.data.agreement import check_assortment, pack_keys
 from common.errors import (
     BudgetExhausted,
+    ConfigError,
     CrossRecError,
     InvalidRelease,
     RequestRefused,
@@ -42,23 +45,27 @@ from common.messages import (
     Profile,
     ReleaseRequest,
     Reply,
+    SecaggStage,
     SumRequest,
     TrainRequest,
     sum_request_id,
 )
-from common.models.pairs import PairSum
+from common.models.pairs import PairSum, num_pairs
 from common.models.partition import (
+    LATTICE,
     PAIRS,
     check_asked,
     check_pairs,
     check_shared,
     check_sum,
+    flatten,
     put_rows,
     take_rows,
 )
 from common.privacy.account import Spend
 from common.privacy.randomness import SeededRandom, SystemRandom
 from common.rng import derive_seed
+from common.secagg.lattice import noisy_lattice
 from common.storage import pack_arrays, sha256
 
 if TYPE_CHECKING:
@@ -138,6 +145,23 @@ class Platform:
             make=partial(self._sum, request),
         )
 
+    def secagg(self, request: SecaggStage, arrays: Arrays) -> tuple[Reply, Arrays | None]:
+        """Answer one stage of a secure sum of releases; no data are touched."""
+        try:
+            self._check_name(request.platform)
+            with self._state() as state:
+                state.check_running()
+                outcome, answer = self._take_stage(request, arrays, state)
+        except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
+            return self._declined(error, request.run_id, request.round_number), None
+        reply = Reply(
+            platform=self.name,
+            run_id=request.run_id,
+            round_number=request.round_number,
+            outcome=outcome,
+        )
+        return reply, answer
+
     def adopt(self, request: AdoptRequest, arrays: Arrays) -> Reply:
         """Keep what the run made, fit models privately with and without it; nothing is released.
 
@@ -173,8 +197,16 @@ class Platform:
             check: refuses what the platform did not agree to, or returns the request's arrays.
             make: touches the data, makes the release, stores and records it.
         """
+        outcome: Literal["released", "prepared"] = "released"
         try:
-            release = self._release(request, check(), make)
+            arrays = check()
+            release = self._release(request, arrays, make)
+            if request.trust == "secagg" and request.secagg is not None:
+                digest = request.common_digest(sha256(pack_arrays(arrays, {})))
+                with self._state() as state:
+                    secure = self._secure_sum(state)
+                    release = secure.advertise(request.request_id, digest, request.secagg)
+                outcome = "prepared"
         except Exception as error:  # noqa: BLE001 - no exception text may cross the boundary
             declined = self._declined(error, request.run_id, request.round_number)
             if isinstance(error, (BudgetExhausted, RequestRefused)):
@@ -184,9 +216,37 @@ class Platform:
             platform=self.name,
             run_id=request.run_id,
             round_number=request.round_number,
-            outcome="released",
+            outcome=outcome,
         )
         return reply, release
+
+    def _take_stage(
+        self, request: SecaggStage, arrays: Arrays, state: PlatformState
+    ) -> tuple[Literal["shared", "masked", "confirmed", "unmasked"], Arrays]:
+        secure = self._secure_sum(state)
+        with _refused():
+            if request.stage == "share":
+                return "shared", secure.share(request, arrays)
+            if request.stage == "mask":
+                release = state.load_release(request.request_id)
+                if release is None:
+                    msg = "secagg: this platform has no release in such a sum."
+                    raise RequestRefused(msg)
+                return "masked", secure.mask(request, arrays, release)
+            if request.stage == "confirm":
+                return "confirmed", secure.confirm(request)
+            return "unmasked", secure.unmask(request, arrays)
+
+    def _secure_sum(self, state: PlatformState) -> SecureSum:
+        """What speaks for this platform in secure sums.
+
+        Raises:
+            RequestRefused: if the platform takes part in none.
+        """
+        if self._config.privacy.trust != "secagg" or self._config.secagg is None:
+            msg = "secagg: this platform takes part in no secure sums."
+            raise RequestRefused(msg)
+        return SecureSum(self.name, self._config.secagg, state.sessions)
 
     def _release(
         self,
@@ -219,7 +279,7 @@ class Platform:
         data = load_platform_data(self._config)
         source = self._random_source(request.run_id, request.round_number)
         fresh = UserVectors.initial(data.users.num_users, request.model.user_dim, source.split())
-        update, vectors = train_round(
+        inputs = (
             request.model,
             take_rows(shared, data.users.listing),
             state.load_vectors(request.run_id, data.users.user_ids, fresh),
@@ -227,11 +287,19 @@ class Platform:
             data.folds[0].history,
             _plan(request),
             source,
-            engine=self._config.training.engine,
-            device=resolve_device(self._config.training.device),
         )
-        release = put_rows(update, data.users.listing, data.num_catalogue_items)
-        release = check_shared(release, request.model, data.num_catalogue_items)
+        engine = self._config.training.engine
+        device = resolve_device(self._config.training.device)
+        if request.secagg is None:
+            update, vectors = train_round(*inputs, engine=engine, device=device)
+            release = put_rows(update, data.users.listing, data.num_catalogue_items)
+            release = check_shared(release, request.model, data.num_catalogue_items)
+        else:
+            # Noise on every row, listed or not: others' users hide in it as well.
+            sums, vectors = clipped_sums(*inputs, engine=engine, device=device)
+            own = {name: total.numpy() for name, total in sums.items()}
+            total = flatten(put_rows(own, data.users.listing, data.num_catalogue_items))
+            release = _on_lattice(total, request, source)
         state.store_release(request.request_id, release, vectors, data.users.user_ids)
         return release
 
@@ -242,9 +310,11 @@ class Platform:
         is_counts = request.quantity == "item-counts"
         total = count_sum(own) if is_counts else pair_sum(own, asked["weights"])
         source = self._random_source(request.run_id, request.quantity)
-        noise_std = request.noise_multiplier * request.noise_share
-        release = {"sum": noisy(total, noise_std, source)}
-        release = check_sum(release, request.quantity, len(asked["items"]))
+        if request.secagg is None:
+            release = {"sum": noisy(total, request.noise_std, source)}
+            release = check_sum(release, request.quantity, len(asked["items"]))
+        else:
+            release = _on_lattice(total, request, source)
         state.store_release(request.request_id, release)
         return release
 
@@ -262,7 +332,9 @@ class Platform:
         own = state.load_release(sum_request_id(request.run_id, "item-pairs", self.name))
         if own is None:
             return pairs
-        if own["sum"].shape != pairs.total.shape:
+        summed = request.lattice
+        known = own["sum"] if summed is None else summed.values(own[LATTICE])
+        if known.shape != pairs.total.shape:
             msg = "pairs: the sum is not of the items that this platform was asked for."
             raise RequestRefused(msg)
         num_others = request.num_sums - 1
@@ -270,7 +342,7 @@ class Platform:
             return None
         return replace(
             pairs,
-            total=(pairs.total.astype(np.float64) - own["sum"]).astype(np.float32),
+            total=(pairs.total.astype(np.float64) - known).astype(np.float32),
             noise_std=request.noise_std * math.sqrt(num_others),
         )
 
@@ -349,7 +421,9 @@ class Platform:
                 f"{privacy.max_rounds} rounds of a run."
             )
             raise RequestRefused(msg)
-        return self._check_shared(request, shared)
+        shared = self._check_shared(request, shared)
+        _check_lattice(request, sum(array.size for array in shared.values()))
+        return shared
 
     def _check_asked(self, request: SumRequest, asked: Arrays) -> Arrays:
         """Hold a request for a sum against the platform's own configuration.
@@ -363,7 +437,10 @@ class Platform:
         self._check_policy(request)
         num_items = self._check_addressed(request)
         with _refused():
-            return check_asked(asked, request.quantity, num_items)
+            asked = check_asked(asked, request.quantity, num_items)
+        size = len(asked["items"])
+        _check_lattice(request, size if request.quantity == "item-counts" else num_pairs(size))
+        return asked
 
     def _check_adopted(
         self, request: AdoptRequest, arrays: Arrays
@@ -397,6 +474,8 @@ class Platform:
                 f"at least {privacy.min_noise_multiplier}."
             )
             raise RequestRefused(msg)
+        if privacy.trust == "secagg" and request.secagg and self._config.secagg:
+            check_terms(self.name, self._config.secagg, request.secagg)
 
     def _check_addressed(self, request: ReleaseRequest | AdoptRequest) -> int:
         """Refuse what is for another platform or catalogue; return the number of its items."""
@@ -472,6 +551,26 @@ class Platform:
             state.close()
 
 
+def _on_lattice(total: np.ndarray, request: ReleaseRequest, source: RandomSource) -> Arrays:
+    """Make a sum a release that others are added to; under secure aggregation it stays here."""
+    terms = request.secagg
+    if terms is None:
+        raise ValueError("no secure sum was asked for")
+    number = len(terms.participants)
+    tensor = torch.from_numpy(total)
+    return {LATTICE: noisy_lattice(tensor, request.noise_std, terms.lattice, number, source)}
+
+
+def _check_lattice(request: ReleaseRequest, size: int) -> None:
+    """Refuse a lattice that would show the data, or leave nothing of them."""
+    terms = request.secagg
+    if terms is not None:
+        try:
+            terms.lattice.check_noise(request.noise_std, len(terms.participants), size)
+        except ConfigError as error:
+            raise RequestRefused(str(error)) from error
+
+
 @contextmanager
 def _refused() -> Iterator[None]:
     """What is no valid release is no valid request, either."""
@@ -484,7 +583,7 @@ def _refused() -> Iterator[None]:
 def _plan(request: TrainRequest) -> TrainingPlan:
     return TrainingPlan(
         clipping_norm=request.clipping_norm,
-        noise_std=request.noise_multiplier * request.noise_share * request.clipping_norm,
+        noise_std=request.noise_std,
         sampling_rate=request.sampling_rate,
         local_steps=request.local_steps,
         denominator=request.denominator,

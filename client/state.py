@@ -8,6 +8,7 @@ Layout of the folder::
     training.txt                    there from the first touch of data to the recorded release
     stopped.txt                     why the platform stopped answering; delete it to go on
     releases/<hash>.safetensors     latest releases, and the latest run's sums, byte for byte
+    secagg/<hash>.json              secrets of the secure sum that the release of that name is in
     private/<hash>.safetensors      user vectors after the round of the same name
     model/                          what the platform scores with, see :mod:`client.model_files`
     catalogue/                      what was agreed on, if anything: :mod:`client.assortment`
@@ -29,6 +30,7 @@ import torch
 
 from client.assortment import AgreementFiles
 from client.model_files import ModelFiles
+from client.secure_sum import SessionFiles
 from common.errors import RequestRefused, StateError
 from common.models.partition import SumQuantity
 from common.privacy.ledger import LEDGER_FILE, Ledger, utc_now
@@ -71,6 +73,7 @@ class PlatformState:
         self._keep_releases = keep_releases
         self.models = ModelFiles(folder / "model")
         self.catalogue = AgreementFiles(folder)
+        self.sessions = SessionFiles(folder / "secagg")
         ledger = folder / LEDGER_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -252,11 +255,10 @@ class PlatformState:
         rounds = [spend for spend in spends if not _is_sum(spend.request_id)]
         run = spends[-1].request_id.partition("/")[0]
         sums = [s for s in spends if _is_sum(s.request_id) and s.request_id.startswith(run + "/")]
+        latest = {spend.request_id for spend in (*rounds[-self._keep_releases :], *sums)}
+        self.sessions.forget_all_but(latest)
         for kind in ("releases", "private"):
-            kept = {
-                self._file(kind, spend.request_id)
-                for spend in (*rounds[-self._keep_releases :], *sums)
-            }
+            kept = {self._file(kind, request_id) for request_id in latest}
             for path in (self._folder / kind).glob("*.safetensors"):
                 if path not in kept:
                     path.unlink(missing_ok=True)

@@ -103,29 +103,89 @@ def train_round(
     Raises:
         NonFiniteUpdate: if the update holds NaN or infinity.
     """
-    model = SharedNcf(config, interactions.shape[1])
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in shared.items()})
-    model.to(device)
-    vectors = vectors.copy().to(device)
-    negatives, coins = np.random.default_rng(source.seed()), source.split()
-    add_clipped_gradients_, sums = clipping_engine(engine), zero_sums(model)
-    with nullcontext() if config.loss == "softmax" else _one_thread():
-        for _ in range(plan.local_steps):
-            sample = poisson_sample(interactions.shape[0], plan.sampling_rate, source)
-            for users in blocks_of_users(config, interactions, sample):
-                batch = user_batch(config, interactions, users, negatives).to(device)
-                fitted = vectors.fit_(model, torch.from_numpy(users), batch, plan.user_steps)
-                kept = dropped_out(fitted, plan.dropout, uniforms_like(fitted, coins))
-                add_clipped_gradients_(sums, model, kept, batch, plan.clipping_norm)
-            take_noisy_step_(model, sums, plan, source)
+    sampling = _Sampling(config, shared, vectors, interactions, plan, source, engine, device)
+    for _ in range(plan.local_steps):
+        sampling.add_clipped_sample_()
+        take_noisy_step_(sampling.model, sampling.sums, plan, source)
     update = {
         name: parameter.detach().cpu().numpy() - shared[name]
-        for name, parameter in model.named_parameters()
+        for name, parameter in sampling.model.named_parameters()
     }
     if not all(np.isfinite(array).all() for array in update.values()):
         msg = "the update holds NaN or infinity; nothing was released. Lower the learning rate."
         raise NonFiniteUpdate(msg)
-    return update, vectors.to("cpu")
+    return update, sampling.vectors.to("cpu")
+
+
+def clipped_sums(
+    config: NcfConfig,
+    shared: Arrays,
+    vectors: UserVectors,
+    interactions: csr_matrix,
+    plan: TrainingPlan,
+    source: RandomSource,
+    *,
+    engine: ClippingEngine = "fast",
+    device: str = "cpu",
+) -> tuple[dict[str, Tensor], UserVectors]:
+    """The sums of one step **before noise**, for secure aggregation, and the new private vectors.
+
+    What :func:`train_round` does in its first step up to the noise, with the same arguments and
+    draws: every unit moves the sums by at most C in L2, all of them together.
+
+    Returns:
+        float64 sums by name of the shared parameter, of the platform's listed items; never to
+        leave as they are.
+
+    Raises:
+        NonFiniteUpdate: if they hold NaN or infinity.
+    """
+    sampling = _Sampling(config, shared, vectors, interactions, plan, source, engine, device)
+    sampling.add_clipped_sample_()
+    sums = {name: total.cpu() for name, total in sampling.sums.items()}
+    if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
+        msg = "the sums hold NaN or infinity; nothing was released. Lower the learning rate."
+        raise NonFiniteUpdate(msg)
+    return sums, sampling.vectors.to("cpu")
+
+
+class _Sampling:
+    """Draws samples of users, fits their vectors and adds up their clipped gradients."""
+
+    def __init__(
+        self,
+        config: NcfConfig,
+        shared: Arrays,
+        vectors: UserVectors,
+        interactions: csr_matrix,
+        plan: TrainingPlan,
+        source: RandomSource,
+        engine: ClippingEngine,
+        device: str,
+    ) -> None:
+        """Take copies; the order of draws from ``source`` begins here."""
+        self._config, self._interactions = config, interactions
+        self._plan, self._source, self._device = plan, source, device
+        self.model = SharedNcf(config, interactions.shape[1])
+        self.model.load_state_dict({k: torch.from_numpy(array) for k, array in shared.items()})
+        self.model.to(device)
+        self.vectors = vectors.copy().to(device)
+        self._negatives, self._coins = np.random.default_rng(source.seed()), source.split()
+        self._add_, self.sums = clipping_engine(engine), zero_sums(self.model)
+
+    def add_clipped_sample_(self) -> None:
+        """Add the gradients of a fresh sample to ``sums``, each user's clipped to C."""
+        config, interactions = self._config, self._interactions
+        with nullcontext() if config.loss == "softmax" else _one_thread():
+            sample = poisson_sample(interactions.shape[0], self._plan.sampling_rate, self._source)
+            for users in blocks_of_users(config, interactions, sample):
+                batch = user_batch(config, interactions, users, self._negatives).to(self._device)
+                fitted = self.vectors.fit_(
+                    self.model, torch.from_numpy(users), batch, self._plan.user_steps
+                )
+                draws = uniforms_like(fitted, self._coins)
+                kept = dropped_out(fitted, self._plan.dropout, draws)
+                self._add_(self.sums, self.model, kept, batch, self._plan.clipping_norm)
 
 
 def uniforms_like(vectors: Tensor, source: RandomSource) -> Tensor:

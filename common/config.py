@@ -147,7 +147,8 @@ class _Parser:
                 raise self._wrong(found, hint, place)
             return self._value(found, str if "://" in found else Path, place)
         if origin in _UNION_TYPES:
-            return self._value(found, _without_none(hint), place)
+            # JSON has a null, TOML has none.
+            return None if found is None else self._value(found, _without_none(hint), place)
         if origin is Literal:
             # `True == 1` in Python, but not in TOML.
             for choice in get_args(hint):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +19,8 @@ from common.errors import ConfigError, RequestRefused
 from common.models.ncf import NcfConfig
 from common.models.partition import SumQuantity
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
+from common.secagg.lattice import Lattice
+from common.secagg.terms import SecaggTerms
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,6 +29,7 @@ PROFILE = "query.profile"
 TRAIN = "train.round"
 SUM = "train.sum"
 ADOPT = "query.adopt"
+SECAGG = "query.secagg"
 ASSORTMENT = "query.assortment"
 AGREEMENT = "query.agreement"
 
@@ -94,14 +96,24 @@ class ReleaseRequest(ABC):
     """K: platforms that are asked the same."""
     noise_multiplier: float
     """Noise over the bound on a user's part that an observer must face."""
+    secagg: SecaggTerms | None
+    """Terms of the sum under ``trust = "secagg"`` or ``"secagg-simulated"``."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no request can have, whoever sent them."""
         _check_run_id(self.run_id)
         _check_limits(self)
-        if self.trust == "secagg-simulated" and self.num_platforms < 2:
-            msg = "secure aggregation needs at least two platforms in a round."
+        if (self.secagg is not None) != (self.trust in ("secagg", "secagg-simulated")):
+            msg = f"secagg: found {self.secagg}, which does not go with trust {self.trust!r}."
             raise ConfigError(msg)
+        if self.secagg is not None:
+            if self.num_platforms != len(self.secagg.participants):
+                msg = "num_platforms: is not the number of secagg.participants."
+                raise ConfigError(msg)
+            if self.mechanism().steps > 1:
+                # A platform's second step follows from its first with its own noise alone.
+                msg = "local_steps: secure aggregation takes one noisy step in a round."
+                raise ConfigError(msg)
         self.mechanism()
 
     @property
@@ -110,9 +122,18 @@ class ReleaseRequest(ABC):
         """What is asked for, for people: ``round 3``."""
 
     @property
-    @abstractmethod
     def request_id(self) -> str:
         """Names the release for ever: run, what of it, platform."""
+        return self.id_for(self.platform)
+
+    @abstractmethod
+    def id_for(self, platform: str) -> str:
+        """The same request's id where another platform is asked."""
+
+    @property
+    @abstractmethod
+    def round_number(self) -> int:
+        """The round; 0 for what is no round."""
 
     @abstractmethod
     def mechanism(self) -> SampledGaussian:
@@ -121,7 +142,12 @@ class ReleaseRequest(ABC):
     @property
     def noise_share(self) -> float:
         """This platform's noise over the noise an observer must face."""
-        return noise_share(self.trust, self.num_platforms)
+        return 1.0 if self.secagg is None else self.secagg.noise_share
+
+    @property
+    @abstractmethod
+    def noise_std(self) -> float:
+        """Standard deviation of the noise that this platform adds to each number of its sum."""
 
     def mechanism_if_broken(self) -> SampledGaussian:
         """What an observer of this platform's own release faces."""
@@ -129,8 +155,11 @@ class ReleaseRequest(ABC):
 
     def digest(self, arrays_digest: str) -> str:
         """Hash of everything asked for, the arrays included."""
-        text = json.dumps([asdict(self), arrays_digest], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest_of([asdict(self), arrays_digest])
+
+    def common_digest(self, arrays_digest: str) -> str:
+        """Hash of what all platforms are asked alike: of everything but whom it is for."""
+        return _digest_of([{**asdict(self), "platform": ""}, arrays_digest])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +191,13 @@ class TrainRequest(ReleaseRequest):
         return f"round {self.round_number}"
 
     @property
-    def request_id(self) -> str:
-        """Names the release for ever: run, round, platform."""
-        return f"{self.run_id}/{self.round_number}/{self.platform}"
+    def noise_std(self) -> float:
+        """Standard deviation of the noise that this platform adds to each number of its sum."""
+        return self.noise_multiplier * self.noise_share * self.clipping_norm
+
+    def id_for(self, platform: str) -> str:
+        """The same request's id where another platform is asked."""
+        return f"{self.run_id}/{self.round_number}/{platform}"
 
     def mechanism(self) -> SampledGaussian:
         """What an observer faces if the trust mode holds."""
@@ -192,14 +225,18 @@ class SumRequest(ReleaseRequest):
         return self.quantity
 
     @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise that this platform adds to each number of its sum."""
+        return self.noise_multiplier * self.noise_share
+
+    @property
     def round_number(self) -> int:
         """What a reply says: no round."""
         return 0
 
-    @property
-    def request_id(self) -> str:
-        """Names the release for ever: run, quantity, platform."""
-        return sum_request_id(self.run_id, self.quantity, self.platform)
+    def id_for(self, platform: str) -> str:
+        """The same request's id where another platform is asked."""
+        return sum_request_id(self.run_id, self.quantity, platform)
 
     def mechanism(self) -> SampledGaussian:
         """What an observer faces if the trust mode holds: one Gaussian over everyone."""
@@ -217,15 +254,40 @@ def is_round(request_id: str) -> bool:
     return len(parts) > 1 and parts[1].isdecimal()
 
 
-def noise_share(trust: TrustMode, num_platforms: int) -> float:
-    """The noise that one of ``num_platforms`` adds, over the noise an observer must face.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecaggStage:
+    """One stage of a secure sum, see :mod:`common.secagg.protocol`; the first comes with a release.
 
-    Under secure aggregation each of K adds 1/sqrt(K-1) of it, so that a recipient that subtracts
-    its own part still faces all of it.
+    | stage | names | arrays beside it | arrays of the reply |
+    |---|---|---|---|
+    | share | who advertised keys | ``sealing_keys`` ``mask_keys`` [n, 32], ``signatures`` [n, 96] \
+| ``commitment`` [32], ``sealed`` [k, 82], for each neighbour |
+    | mask | who dealt shares | ``sealed`` [k, 82], of each neighbour among them \
+| ``masked`` [size], on the lattice |
+    | confirm | whose masked releases arrived | | ``signature`` [96] |
+    | unmask | who confirmed | ``signatures`` [n, 96] \
+| ``shares`` [k, 33], of each neighbour that dealt |
+
+    All but ``masked`` is uint8. The reply with a release has ``sealing_key`` ``mask_key`` [32] and
+    ``signature`` [96].
     """
-    if trust == "secagg-simulated":
-        return 1.0 / math.sqrt(num_platforms - 1)
-    return 1.0
+
+    run_id: str
+    """The run."""
+    platform: str
+    """Who is asked."""
+    round_number: int
+    """The round that is summed; 0 for a sum before the first."""
+    request_id: str
+    """The release that is summed."""
+    stage: Literal["share", "mask", "confirm", "unmask"]
+    """What is to be done."""
+    names: tuple[str, ...]
+    """Platforms, increasing; see above."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run that cannot be named in a ledger."""
+        _check_run_id(self.run_id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,6 +314,8 @@ class AdoptRequest:
     """Whether the receiving platform's release is one of them."""
     noise_std: float
     """Standard deviation of the noise in each of these releases."""
+    lattice: Lattice | None
+    """What they were summed on, if secure aggregation did; else None."""
 
     def __post_init__(self) -> None:
         """Refuse a run that cannot be named in a ledger, and numbers that none can have."""
@@ -324,11 +388,18 @@ class Reply:
     """The run it answers for."""
     round_number: int
     """The round; 0 for whatever is no round."""
-    outcome: Literal["released", "adopted", "declined", "listed", "agreed"]
+    outcome: Literal[
+        "released", "prepared", "shared", "masked", "confirmed", "unmasked",
+        "adopted", "declined", "listed", "agreed",
+    ]  # fmt: skip
     """What was done."""
     reason: str = ""
     """Why declined: ``budget``, ``refused`` or ``failed``, and public detail. The cause of a
     failure stays in the platform's own log."""
+
+
+def _digest_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check_run_id(run_id: str) -> None:

@@ -14,6 +14,8 @@ from common.messages import MAX_DROPOUT
 from common.models.ncf import NcfConfig
 from common.models.pairs import MAX_PAIRED_ITEMS
 from common.privacy.mechanisms import PrivacyUnit, SampledGaussian, TrustMode
+from common.secagg.lattice import choose_lattice
+from common.secagg.terms import SecaggTerms, noise_share
 
 AggregationName = Literal["mean", "median", "trimmed-mean", "krum"]
 
@@ -233,6 +235,64 @@ class ValidationSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecaggSection:
+    """``[secagg]``: secure sums, where ``mechanism.trust`` asks for them."""
+
+    max_dropped: int = 0
+    """Platforms that may drop out of a sum, at whatever stage; with more it is not opened. Each one
+    costs noise: every platform adds 1/sqrt(platforms - max_dropped - max_colluding) of it."""
+    max_colluding: int = 1
+    """Platforms that may tell the coordinator all they know; they cost as much."""
+    neighbours: int | None = None
+    """Platforms that each one exchanges masks and shares with: an even number of at least
+    ``max_colluding + max_dropped + 1``; all others if left out. Saves time with very many."""
+    stage_timeout_seconds: float = 120.0
+    """How long platforms have for each stage that follows the training."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be opened."""
+        if not self.stage_timeout_seconds > 0:
+            msg = (
+                f"stage_timeout_seconds: found {self.stage_timeout_seconds}, expected a positive "
+                "number."
+            )
+            raise ConfigError(msg)
+        if self.neighbours is not None and self.neighbours < 1:
+            msg = f"neighbours: found {self.neighbours}, expected at least 1."
+            raise ConfigError(msg)
+
+    def terms(
+        self, participants: tuple[str, ...], *, noise_std: float, largest_sum: float
+    ) -> SecaggTerms:
+        """What platforms are asked to agree on.
+
+        Args:
+            participants: who is asked, increasing.
+            noise_std: standard deviation that an observer must face.
+            largest_sum: public bound on the numbers of one platform's sum, without noise.
+
+        Raises:
+            ConfigError: if too many may drop out or collude, or the noise is too small.
+        """
+        number = len(participants)
+        certain = number - self.max_dropped - self.max_colluding
+        if certain < 1:
+            msg = (
+                f"secagg: of {number} platforms {self.max_dropped} may drop out and "
+                f"{self.max_colluding} collude, which leaves nobody to hide among."
+            )
+            raise ConfigError(msg)
+        std = noise_std * noise_share(number - self.max_dropped, self.max_colluding)
+        return SecaggTerms(
+            participants=participants,
+            max_dropped=self.max_dropped,
+            max_colluding=self.max_colluding,
+            neighbours=number - 1 if self.neighbours is None else self.neighbours,
+            lattice=choose_lattice(std, largest_sum, number),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StateSection:
     """``[state]``."""
 
@@ -273,6 +333,12 @@ class FederationConfig:
     sums: SumsSection | None = None
     network: NetworkSection | None = None
     validation: ValidationSection = field(default_factory=ValidationSection)
+    secagg: SecaggSection = field(default_factory=SecaggSection)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether releases are only seen added up, or would be."""
+        return self.mechanism.trust in ("secagg", "secagg-simulated")
 
     @property
     def run_folder(self) -> Path:
@@ -286,15 +352,35 @@ class FederationConfig:
             raise ConfigError(msg)
         if self.federation.rounds > 0:
             self.mechanism.per_round()
-        if self.training.aggregation != "mean" and self.mechanism.trust == "secagg-simulated":
+        if self.training.aggregation != "mean" and self.is_summed:
             msg = (
                 f"training.aggregation = {self.training.aggregation!r} needs each release by "
                 "itself, and secure aggregation shows only their sum: use 'mean', or trust 'local'."
             )
             raise ConfigError(msg)
+        if self.is_summed:
+            self._check_summed()
         if self.federation.rounds > 0 and self.sums and self.mechanism.sampling_rate < 1:
             msg = (
                 "mechanism.sampling_rate below 1 cannot follow [sums]: ledgers hold a run that "
                 "samples to one mechanism. Take every user (sampling_rate = 1), or leave one out."
+            )
+            raise ConfigError(msg)
+
+    def _check_summed(self) -> None:
+        federation, secagg = self.federation, self.secagg
+        number = min(federation.platforms_per_round or math.inf, len(federation.platforms))
+        if 2 * (number - secagg.max_dropped) <= number + secagg.max_colluding:
+            msg = (
+                f"secagg: of {number} platforms {secagg.max_dropped} may drop out and "
+                f"{secagg.max_colluding} collude; 2 (platforms - max_dropped) has to be more than "
+                "platforms + max_colluding."
+            )
+            raise ConfigError(msg)
+        if self.mechanism.local_steps > 1:
+            msg = (
+                f"mechanism.local_steps = {self.mechanism.local_steps}: secure aggregation takes "
+                "one noisy step in a round. A second one would follow from the first with this "
+                "platform's share of the noise alone."
             )
             raise ConfigError(msg)

@@ -137,6 +137,7 @@ class Exchange:
         wanted: str,
         check: Callable[[str, Arrays], Arrays] | None = None,
         max_bytes: int = 0,
+        patience: float = math.inf,
     ) -> Iterator[tuple[str, Arrays | None, str]]:
         """Send one message to each platform; yield (name, arrays or None, outcome).
 
@@ -146,11 +147,12 @@ class Exchange:
             wanted: the outcome of a platform that does what it is asked; its arrays are yielded.
             check: refuses the arrays of such a reply of a platform, or returns them.
             max_bytes: of these arrays; larger replies are not decoded.
+            patience: seconds, if that is less than a round may take.
         """
         most = LARGEST_MESSAGE + max_bytes
         names = {message.metadata.dst_node_id: name for name, message in messages.items()}
         by_node = {message.metadata.dst_node_id: message for message in messages.values()}
-        for node, content, cause in self.send(by_node):
+        for node, content, cause in self.send(by_node, patience):
             name = names[node]
             if content is None:
                 arrays, outcome = None, shortened(cause)
@@ -168,21 +170,17 @@ class Exchange:
         Args:
             what: is asked for.
             num_releases: that were accepted.
-            num_platforms: K, of which each adds its share of the noise.
+            num_platforms: that were asked.
             at_least: releases that the aggregation needs.
 
         Raises:
             RunFailed: saying what was missing.
         """
-        # Under secure aggregation each platform adds a share of the noise: all are needed.
-        is_summed = self._config.mechanism.trust == "secagg-simulated"
-        needed = num_platforms if is_summed else self._config.federation.quorum
-        needed = max(needed, at_least)
+        needed = max(self._config.federation.quorum, at_least)
         if num_releases < needed:
             msg = (
                 f"{what}: {num_releases} of {num_platforms} platforms released, {needed} are "
-                f"needed{' for all of the noise' if is_summed else ''}. What is finished is kept; "
-                "see the journal for each platform's reason, then start the same run again."
+                "needed. What is finished is kept; see the journal for each platform's reason, then start the same run again."
             )
             raise RunFailed(msg)
 

@@ -77,6 +77,7 @@ class FederationRun:
             set_aside_in(event for _, event in read_journal(config.run_folder)),
         )
         self._exchange = Exchange(config, grid, self._standing)
+        self._secure = SecureSums(config, self._exchange, self._journal)
         # Without a network there are no keys: a simulation's platforms are who they say.
         self._registered = (
             None
@@ -149,6 +150,7 @@ class FederationRun:
             config.sums,
             self._catalogue,
             self._exchange,
+            self._secure,
             self._journal,
             members,
             self._standing,
@@ -243,27 +245,77 @@ class FederationRun:
         number, federation = state.rounds_done + 1, self._config.federation
         num_platforms = members.num_asked(federation.platforms_per_round)
         asked = self._standing.remaining(nodes)
-        if federation.platforms_per_round is not None:
-            asked = {
-                name: asked[name]
-                for name in sample_platforms(
-                    asked, num_platforms, seed=federation.seed, round_number=number
-                )
-            }
+        participants = None
+        if self._config.is_summed:
+            # Those who are asked are part of the request, so they are the same at every start.
+            participants = self._sample(members.founders, num_platforms, number)
+            asked = {name: asked[name] for name in participants if name in asked}
+        elif federation.platforms_per_round is not None:
+            asked = {name: asked[name] for name in self._sample(asked, num_platforms, number)}
         self._journal.write("round-started", round=number, platforms=list(asked))
+        requests = self._requests(number, asked, participants, members)
+        messages = {
+            name: Message(
+                encode(request, state.parameters), asked[name], TRAIN, group_id=str(number)
+            )
+            for name, request in requests.items()
+        }
+
+        def report(name: str, outcome: str) -> None:
+            self._journal.write("reply", round=number, platform=name, outcome=outcome)
+
+        training = self._config.training
+        if participants is None:
+            update, count = self._mean_release(messages, requests, members, report)
+        else:
+            update, count = self._summed_release(messages, requests, state.parameters, report)
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = apply_update(state, update, training, self._config.federation.rounds)
+        arrays = [*state.parameters.values(), *state.second_moment.values()]
+        if not all(np.isfinite(array).all() for array in arrays):
+            msg = (
+                f"round {number}: the mean of the releases is so large that the parameters "
+                "overflow. Finished rounds are kept; leave out the platform that sent it."
+            )
+            raise RunFailed(msg)
+        # Before the checkpoint: a crash in between repeats the round, and its entry here.
+        self._journal.write(
+            "round-closed", round=number, releases=count, update_norm=norm_of(update)
+        )
+        self._checkpoints.save(state)
+        return state
+
+    def _sample(self, names: Iterable[str], number: int, round_number: int) -> tuple[str, ...]:
+        seed = self._config.federation.seed
+        return tuple(sample_platforms(names, number, seed=seed, round_number=round_number))
+
+    def _requests(
+        self,
+        number: int,
+        names: Iterable[str],
+        participants: tuple[str, ...] | None,
+        members: Membership,
+    ) -> dict[str, TrainRequest]:
+        """What each of ``names`` is asked in a round."""
         mechanism, training = self._config.mechanism, self._config.training
-        messages: dict[str, Message] = {}
-        requests: dict[str, TrainRequest] = {}
-        for name, node in asked.items():
-            request = requests[name] = TrainRequest(
-                run_id=federation.run_id,
+        noise_multiplier = mechanism.per_round().noise_multiplier
+        terms = participants and self._config.secagg.terms(
+            participants,
+            noise_std=noise_multiplier * mechanism.clipping_norm,
+            largest_sum=self._most_users(members) * mechanism.clipping_norm,
+        )
+        num_asked = members.num_asked(self._config.federation.platforms_per_round)
+        return {
+            name: TrainRequest(
+                run_id=self._config.federation.run_id,
                 round_number=number,
                 platform=name,
                 catalogue_digest=self._catalogue_digest,
                 model=self._config.model,
                 trust=mechanism.trust,
-                num_platforms=num_platforms,
-                noise_multiplier=mechanism.per_round().noise_multiplier,
+                num_platforms=num_asked,
+                noise_multiplier=noise_multiplier,
+                secagg=terms or None,
                 clipping_norm=mechanism.clipping_norm,
                 sampling_rate=mechanism.sampling_rate,
                 local_steps=mechanism.local_steps,
@@ -272,9 +324,19 @@ class FederationRun:
                 user_steps=training.user_steps,
                 dropout=training.dropout,
             )
-            record = encode(request, state.parameters)
-            messages[name] = Message(record, node, TRAIN, group_id=str(number))
-        validation = self._config.validation
+            for name in names
+        }
+
+    def _mean_release(
+        self,
+        messages: Mapping[str, Message],
+        requests: Mapping[str, TrainRequest],
+        members: Membership,
+        report: Callable[[str, str], None],
+    ) -> tuple[Arrays, int]:
+        """What is taken of the releases that platforms send, and how many they are."""
+        validation, training = self._config.validation, self._config.training
+        number = self._number(requests)
 
         def check(name: str, arrays: Arrays) -> Arrays:
             return check_update(
@@ -300,29 +362,31 @@ class FederationRun:
         ):
             if release is not None:
                 releases.add(release)
-            self._journal.write("reply", round=number, platform=name, outcome=outcome)
+            report(name, outcome)
         self._exchange.check_quorum(
             f"round {number}",
             releases.count,
             num_platforms,
             at_least=releases_needed(training.aggregation, training.max_hostile),
         )
-        update = releases.mean()
-        with np.errstate(over="ignore", invalid="ignore"):
-            state = apply_update(state, update, training, self._config.federation.rounds)
-        arrays = [*state.parameters.values(), *state.second_moment.values()]
-        if not all(np.isfinite(array).all() for array in arrays):
-            msg = (
-                f"round {number}: the mean of the releases is so large that the parameters "
-                "overflow. Finished rounds are kept; leave out the platform that sent it."
-            )
-            raise RunFailed(msg)
-        # Before the checkpoint: a crash in between repeats the round, and its entry here.
-        self._journal.write(
-            "round-closed", round=number, releases=releases.count, update_norm=norm_of(update)
-        )
-        self._checkpoints.save(state)
-        return state
+        return releases.mean(), releases.count
+
+    def _summed_release(
+        self,
+        messages: Mapping[str, Message],
+        requests: Mapping[str, TrainRequest],
+        parameters: Arrays,
+        report: Callable[[str, str], None],
+    ) -> tuple[Arrays, int]:
+        """The mean update that secure aggregation shows, and of how many platforms it is."""
+        request = next(iter(requests.values()))
+        shapes = shared_shapes(self._config.model, self._catalogue.num_items)
+        size = sum(math.prod(shape) for shape in shapes.values())
+        summed = self._secure.collect(messages, request, parameters, size=size, report=report)
+        count = len(summed.platforms)
+        # What a platform does with its own noisy sum where it sends it by itself.
+        step = -request.learning_rate / request.denominator / count
+        return unflatten((summed.numbers * step).astype(np.float32), shapes), count
 
     def _check_shared(self, arrays: Arrays) -> Arrays:
         return check_shared(arrays, self._config.model, self._catalogue.num_items)

@@ -1,12 +1,14 @@
 """Which arrays may leave a platform: an allow-list, with shapes.
 
 Whatever is not listed here is private and stays. Everything that goes into or comes out of a
-message is checked against this list, on both sides.
+message is checked against this list, on both sides. Keys, signatures and shares, which know nothing
+of any user, are checked in :mod:`common.secagg.wire`.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from common.models.ncf import NcfConfig
+    from common.secagg.lattice import Lattice
 
 Arrays = dict[str, np.ndarray]
 """Named arrays: float32 in the order of :func:`shared_shapes`, or those of a sum."""
@@ -158,3 +161,47 @@ def put_rows(local: Mapping[str, np.ndarray], listing: np.ndarray, num_items: in
         else:
             update[name] = array
     return update
+
+
+LATTICE = "lattice"
+"""The one array of a release that secure aggregation sums: all numbers, in the order of names."""
+
+
+def check_lattice(arrays: Mapping[str, np.ndarray], lattice: Lattice, size: int) -> Arrays:
+    """Return a release on a lattice if it is exactly ``size`` of its whole numbers.
+
+    Raises:
+        InvalidRelease: for another key, shape or type.
+    """
+    if set(arrays) != {LATTICE}:
+        msg = f"release: found {sorted(arrays)}, expected exactly ['{LATTICE}']."
+        raise InvalidRelease(msg)
+    array = arrays[LATTICE]
+    if array.dtype != lattice.dtype or array.shape != (size,):
+        msg = (
+            f"{LATTICE}: found {array.dtype} of shape {array.shape}, expected {lattice.dtype} of "
+            f"shape {(size,)}."
+        )
+        raise InvalidRelease(msg)
+    return dict(arrays)
+
+
+def flatten(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All numbers of arrays in one, in the order of the mapping."""
+    return np.concatenate([array.reshape(-1) for array in arrays.values()])
+
+
+def unflatten(numbers: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+    """Undo :func:`flatten`.
+
+    Raises:
+        ValueError: if ``numbers`` are not as many as the shapes hold.
+    """
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    if numbers.shape != (ends[-1],):
+        msg = f"found {numbers.shape} numbers, expected {ends[-1]}"
+        raise ValueError(msg)
+    parts = np.split(numbers, ends[:-1])
+    return {
+        name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }

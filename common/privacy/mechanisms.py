@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 PrivacyUnit = Literal["user"]
 """Neighbouring data sets differ by one user with all her interactions, added or removed."""
 
-TrustMode = Literal["local", "secagg-simulated", "none"]
-"""Who sees a release: ``local`` = anyone; ``secagg-simulated`` = priced as if only the sum were
-seen, while the sum is plain (simulations only); ``none`` = no noise, no guarantee."""
+TrustMode = Literal["local", "secagg", "secagg-simulated", "none"]
+"""Who sees a release: ``local`` = anyone; ``secagg`` = nobody, all see the sum of the platforms
+(:mod:`common.secagg`); ``secagg-simulated`` = the same sum and the same price, but added up in the
+clear (simulations only); ``none`` = no noise, no guarantee."""
 
 MAX_STEPS = 10**9  # beyond any training; float64 counts far further
 

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
     from common.privacy.randomness import RandomSource
 
-_GRID_BITS = 16
+GRID_BITS = 16
+"""The noise is 2^16 to 2^17 steps of the grid."""
 _SMALLEST = 1e-30  # float32 ends near 1e-38
 
 
 def grid_step(std: float) -> float:
     """Distance between neighbouring values of a noisy sum: a power of two."""
-    return 2.0 ** (math.floor(math.log2(std)) - _GRID_BITS)
+    return 2.0 ** (math.floor(math.log2(std)) - GRID_BITS)
 
 
 def add_gaussian_noise_(total: Tensor, std: float, source: RandomSource) -> None:
@@ -60,8 +61,21 @@ def add_gaussian_noise_(total: Tensor, std: float, source: RandomSource) -> None
         )
         raise ConfigError(msg)
     step = grid_step(std)
+    add_noise_in_steps_(total, std, step, source)
+    total.mul_(step)  # a power of two: nothing is rounded
+
+
+def add_noise_in_steps_(total: Tensor, std: float, step: float, source: RandomSource) -> None:
+    """Add independent N(0, ``std``^2) to each number and make it a whole number of steps, in place.
+
+    Args:
+        total: float64, contiguous.
+        std: standard deviation, positive.
+        step: a power of two.
+        source: where the noise comes from.
+    """
     draws = torch.empty(CHUNK, dtype=torch.float64)  # allocated once: it stays in the cache
     for chunk in total.view(-1).split(CHUNK):
         # A power of two scales without rounding, so what is rounded is the sum of both.
         noise = source.gaussian(len(chunk), std / step, out=draws)
-        torch.mul(noise.add_(chunk, alpha=1.0 / step).round_(), step, out=chunk)
+        torch.round(noise.add_(chunk, alpha=1.0 / step), out=chunk)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CHUNK = 1 << 16
 """Draws made at a time, so that they stay in the processor's cache."""
 
+MAX_DEVIATION = 9.4
+"""No draw of :meth:`RandomSource.gaussian` is farther out, in standard deviations."""
+
 _KEY_BYTES = 32
 _ZEROS = bytes(8 * CHUNK)
 
@@ -40,7 +43,7 @@ class RandomSource:
     def gaussian(self, size: int, std: float, out: Tensor | None = None) -> Tensor:
         """``size`` independent N(0, ``std``^2) draws, float64, in ``out`` if it is given.
 
-        Box and Muller 1958, from uniforms with 63 bits (the radius reaches 9.3 standard
+        Box and Muller 1958, from uniforms with 63 bits (the radius reaches 9.35 standard
         deviations).
         """
         draws = torch.empty(size, dtype=torch.float64) if out is None else out[:size]
