@@ -26,6 +26,7 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from client.config import PlatformConfig
 from client.ledger_view import check_ledger
 from common.config import load_config
+from common.keys import read_public_key
 from common.models.ncf import initialise
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.rng import derive_seed
@@ -111,7 +112,7 @@ def initial_parameters(deployment: Deployment) -> Arrays:
 
 def signed_by_another(public_key: Path) -> dict[str, str]:
     """Headers that name a registered platform's key, signed by a key that is not its own."""
-    named = serialization.load_ssh_public_key(public_key.read_bytes())
+    named = read_public_key(public_key)
     moment = datetime.now(UTC).isoformat()
     signature = ec.generate_private_key(ec.SECP384R1()).sign(
         moment.encode(), ec.ECDSA(hashes.SHA256())
