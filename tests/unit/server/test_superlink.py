@@ -19,33 +19,22 @@ from common.config import load_config
 from common.processes import Child
 from server import guarded_superlink, superlink
 from server.config import FederationConfig, NetworkSection
-from server.founding import found_federation
 from server.guarded_superlink import OwnUserOnly
 from server.registrations import read_registrations
 from server.superlink import SuperLink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CONTROL = "/v1/control/list-runs"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose a socket is")
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> NetworkSection:
-    config_file = found_federation(
-        tmp_path / "market",
-        hosts=["127.0.0.1"],
-        port=8000,
-        platforms=["a", "b"],
-        epsilon=8.0,
-        delta=1e-5,
-        plan="pairs",
-        rounds=1,
-    )
-    found = load_config(config_file, FederationConfig).network
-    assert found is not None
-    return found
+def network(found: Callable[..., Path]) -> NetworkSection:
+    network = load_config(found(), FederationConfig).network
+    assert network is not None
+    return network
 
 
 @pytest.fixture
