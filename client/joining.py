@@ -94,7 +94,7 @@ def make_platform(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     write_durably(folder / "ca.crt", read_content(root_certificate), mode=FOR_ALL)
-    write_durably(folder / PRIVATE_KEY, private, mode=0o600)
+    write_durably(folder / PRIVATE_KEY, private)
     write_durably(folder / PUBLIC_KEY, public + f" {name}\n".encode(), mode=FOR_ALL)
     write_durably(config_file, text.encode())
     load_config(config_file, PlatformConfig)

@@ -202,7 +202,7 @@ class SuperLink:
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
             f'address = "{self.address}"\nroot-certificates = {certificate}\n'
         )
-        write_durably(self._folder / "config.toml", settings.encode(), mode=0o600)
+        write_durably(self._folder / "config.toml", settings.encode())
 
     def _call(self, *arguments: str) -> dict[str, Any]:
         """Run one ``flwr`` command and return what it prints as JSON."""
