@@ -186,7 +186,8 @@ def test_the_platform_is_the_one_that_the_launcher_was_started_for(
 ) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(launcher, "app", lambda _, context: seen.append(context.node_config))
-    told: dict[str, Any] = {PLATFORM_CONFIG: "/tmp/theirs.toml", SIMULATION_MARKER: True}  # noqa: S108
+    theirs = str(tmp_path / "theirs.toml")
+    told: dict[str, Any] = {PLATFORM_CONFIG: theirs, SIMULATION_MARKER: True}
     context = Context(1, 1, told, RecordDict(), {})
     answer = launcher._installed_app(tmp_path / "platform.toml", "fab", "1.0.0", "hash")
     message: Any = None
