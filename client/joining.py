@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.config import PlatformConfig
 from common.config import load_config, split_address
 from common.errors import ConfigError
-from common.storage import FOR_ALL, read_content, sha256, write_durably
+from common.keys import CURVE, fingerprint
+from common.storage import FOR_ALL, read_content, write_durably
 
 CONFIG_FILE, PRIVATE_KEY, PUBLIC_KEY = "platform.toml", "node.key", "node.pub"
 
@@ -83,7 +84,7 @@ def make_platform(
         certificate=json.dumps("ca.crt"),
         private_key=PRIVATE_KEY,
     )
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = ec.generate_private_key(CURVE())
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,
@@ -93,16 +94,8 @@ def make_platform(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
     write_durably(folder / "ca.crt", read_content(root_certificate), mode=FOR_ALL)
-    write_durably(folder / PRIVATE_KEY, private, mode=0o600)
+    write_durably(folder / PRIVATE_KEY, private)
     write_durably(folder / PUBLIC_KEY, public + f" {name}\n".encode(), mode=FOR_ALL)
     write_durably(config_file, text.encode())
     load_config(config_file, PlatformConfig)
     return fingerprint(key.public_key())
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of the key (DER), the same that the coordinator is shown."""
-    der = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return sha256(der)

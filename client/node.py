@@ -100,7 +100,7 @@ class Node:
 
     def _start(self) -> None:
         # The SuperNode hands tasks only to who knows this secret: no other user of this machine.
-        write_durably(self._secret, secrets.token_bytes(32), mode=0o600)
+        write_durably(self._secret, secrets.token_bytes(32))
         port = free_port()
         environment = {"FLWR_HOME": str(self._folder), **_ENVIRONMENT}
         server = self._server

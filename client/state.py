@@ -19,7 +19,6 @@ crash at any point leaves the state of the round before or of the round after.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -32,6 +31,7 @@ from client.assortment import AgreementFiles
 from client.model_files import ModelFiles
 from client.secure_sum import SessionFiles
 from common.errors import RequestRefused, StateError
+from common.locks import FileLock
 from common.models.partition import SumQuantity
 from common.privacy.ledger import LEDGER_FILE, Ledger, utc_now
 from common.storage import (
@@ -77,12 +77,12 @@ class PlatformState:
         ledger = folder / LEDGER_FILE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("w")
         except OSError as error:
             msg = f"{folder}: cannot be used ({error.strerror})."
             raise StateError(msg) from error
+        busy = "another process works for this platform; stop one of the two."
+        self._lock = FileLock(folder / "lock", busy=busy)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not ledger.exists() and any((folder / name).exists() for name in _TRACES):
                 msg = (
                     f"{ledger} is missing, and {folder} shows that releases were made. Nothing is "
@@ -91,10 +91,6 @@ class PlatformState:
                 raise StateError(msg)  # noqa: TRY301
             self._remove_drafts()
             self.ledger = Ledger(ledger)
-        except BlockingIOError as error:
-            self._lock.close()
-            msg = f"{folder}: another process works for this platform; stop one of the two."
-            raise StateError(msg) from error
         except OSError as error:
             self._lock.close()
             msg = f"{folder}: cannot be used ({error.strerror})."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from common.errors import StateError
@@ -19,7 +20,7 @@ _POLL_SECONDS = 0.1
 
 
 class FileLock:
-    """Holds ``path`` until closed; the file holds the id of this process."""
+    """Holds ``path`` until closed; the file holds the id of this process, if there is space."""
 
     def __init__(self, path: Path, *, busy: str, patience: float = 0.0) -> None:
         """Take the lock.
@@ -34,7 +35,7 @@ class FileLock:
         """
         give_up = time.monotonic() + patience
         try:
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", 0)
         except OSError as error:
             msg = f"{path}: cannot be opened ({error.strerror})."
             raise StateError(msg) from error
@@ -49,8 +50,8 @@ class FileLock:
             else:
                 break
         self._file.truncate(0)
-        self._file.write(str(os.getpid()).encode())
-        self._file.flush()
+        with suppress(OSError):  # the disk is full: the lock is held, and says not by whom
+            self._file.write(str(os.getpid()).encode())
 
     def close(self) -> None:
         """Let the next program in."""

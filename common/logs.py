@@ -47,7 +47,8 @@ def configure_logging(
 
     Args:
         style: ``json`` writes one object a line with time, level, logger, message, what ``names``
-            says, and exception where there was one; ``text`` writes the same for people.
+            says, and exception where there was one; ``text`` writes the same for people, with a
+            message's other lines indented below its first.
         level: lines below it are left out; ``DEBUG`` shows the text of any exception.
         names: what to say on every line, such as ``{"platform": "shop-a"}`` or ``{"run": "s1"}``.
         stream: where to write; standard error if left out.
@@ -126,11 +127,12 @@ class _TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = self.facts(record)
         exception = facts.pop("exception", "")
-        message = on_one_line(facts.pop("message"))
+        message, *quoted = map(on_one_line, facts.pop("message").split("\n"))
         head = " ".join(facts.pop(name) for name in ("time", "level", "logger"))
         names = "".join(f" {name}={on_one_line(value)}" for name, value in facts.items())
         # Indented: no text from elsewhere can pass for a line of ours.
-        below = "".join(f"\n    {line}" for line in exception.splitlines())
+        below = "".join(f"\n    | {line}" for line in quoted if line)
+        below += "".join(f"\n    {on_one_line(line)}" for line in exception.splitlines())
         return f"{head}{names}: {message}{below}"
 
 

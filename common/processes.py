@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import StateError
+from common.logs import on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_STOP = 10.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
@@ -57,7 +60,7 @@ class Child:
         Raises:
             StateError: if the program or the log cannot be opened.
         """
-        self.name = Path(command[0]).name
+        self.name = _name_of(command)
         self.log = log
         variables = {**os.environ, **(environment or {})}
         variables["PATH"] = os.pathsep.join(
@@ -99,12 +102,18 @@ class Child:
                 self._process.wait(_SECONDS_TO_STOP)
 
     def last_lines(self, count: int = 5) -> str:
-        """The end of its log, for an error message."""
+        """The end of its log for an error message, control characters written out, no colours."""
         try:
-            lines = self.log.read_text(errors="replace").splitlines()
+            lines = _COLOUR.sub("", self.log.read_text(errors="replace")).splitlines()
         except OSError:
             return ""
-        return "\n".join(line.rstrip() for line in lines[-count:] if line.strip())
+        return "\n".join(on_one_line(line.rstrip()) for line in lines[-count:] if line.strip())
+
+
+def _name_of(command: Sequence[str]) -> str:
+    """The program's name; of ``python -m module`` the module's."""
+    is_module = len(command) > 2 and command[1] == "-m"
+    return command[2] if is_module else Path(command[0]).name
 
 
 def _end_with_parent() -> None:

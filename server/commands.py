@@ -10,6 +10,8 @@ import typer
 from common.cli import LogStyleName, MetricsOption, StyleOption
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from server.config import FederationConfig
     from server.status import RunSummary
 
@@ -119,17 +121,14 @@ def run(
     Example:
         crossrec server run market/federation.toml
     """
-    from server.journal import read_journal
-    from server.status import summarise
-
     federation = _read(config)
-    if summarise(e for _, e in read_journal(federation.run_folder)).state == "finished":
+    if _summary(federation).state == "finished":
         typer.echo(
             f"Run {federation.federation.run_id} is finished. For another one choose a new "
             f"run_id in {config}; `crossrec server resume` hands its result over once more."
         )
         return
-    _run(config, quiet=quiet, log_style=log_style, metrics=metrics)
+    _run(config, federation, quiet=quiet, log_style=log_style, metrics=metrics)
 
 
 @app.command()
@@ -155,7 +154,7 @@ def resume(
             f"crossrec server run {config}"
         )
         raise ConfigError(msg)
-    _run(config, quiet=quiet, log_style=log_style, metrics=metrics)
+    _run(config, federation, quiet=quiet, log_style=log_style, metrics=metrics)
 
 
 @app.command()
@@ -167,12 +166,8 @@ def status(config: Config = _DEFAULT) -> None:
     """
     from rich.console import Console
 
-    from server.journal import read_journal
-    from server.status import summarise
-
     federation = _read(config)
-    run = summarise(event for _, event in read_journal(federation.run_folder))
-    _show(Console(), federation, run)
+    _show(Console(), federation, _summary(federation))
 
 
 @app.command()
@@ -208,7 +203,21 @@ def _read(config: Path) -> FederationConfig:
     return load_config(config, FederationConfig)
 
 
-def _run(config: Path, *, quiet: bool, log_style: LogStyleName, metrics: str | None) -> None:
+def _summary(federation: FederationConfig) -> RunSummary:
+    from server.journal import read_journal
+    from server.status import summarise
+
+    return summarise(event for _, event in read_journal(federation.run_folder))
+
+
+def _run(
+    config: Path,
+    federation: FederationConfig,
+    *,
+    quiet: bool,
+    log_style: LogStyleName,
+    metrics: str | None,
+) -> None:
     import os
     import signal
     from contextlib import nullcontext
@@ -217,12 +226,10 @@ def _run(config: Path, *, quiet: bool, log_style: LogStyleName, metrics: str | N
 
     from common.logs import LOG_STYLE_VARIABLE, configure_logging
     from server.coordinator import Coordinator
-    from server.journal import journal_size, read_journal
+    from server.journal import journal_size
     from server.metrics import serve_run_metrics
     from server.progress import JournalProgress
-    from server.status import summarise
 
-    federation = _read(config)
     os.environ[LOG_STYLE_VARIABLE] = log_style.value  # for the programs that it starts
     configure_logging(log_style.value, names={"run": federation.federation.run_id})
     console = Console(stderr=True)
@@ -257,18 +264,15 @@ def _run(config: Path, *, quiet: bool, log_style: LogStyleName, metrics: str | N
         except KeyboardInterrupt:
             typer.echo(f"Stopped. Go on with: crossrec server resume {config}", err=True)
             raise typer.Exit(130) from None
-    run = summarise(event for _, event in read_journal(folder))
-    _show(Console(), federation, run)
+    _show(Console(), federation, _summary(federation))
 
 
-def _show(console: object, federation: FederationConfig, run: RunSummary) -> None:
+def _show(console: Console, federation: FederationConfig, run: RunSummary) -> None:
     from datetime import UTC, datetime
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    assert isinstance(console, Console)
     when = ""
     if run.updated is not None:
         when = f", last event {datetime.fromtimestamp(run.updated, UTC):%Y-%m-%d %H:%M:%S} UTC"

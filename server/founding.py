@@ -6,14 +6,11 @@ import json
 import re
 from typing import TYPE_CHECKING, cast, get_args
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from common.config import load_config
 from common.errors import ConfigError
+from common.keys import fingerprint, parse_public_key, read_public_key
 from common.privacy.plan import PLANS, PlanName, plan_noise
-from common.storage import FOR_ALL, read_content, sha256, write_durably
+from common.storage import FOR_ALL, read_content, write_durably
 from server.certificates import create_authority, issue_server_certificate
 from server.config import FederationConfig
 
@@ -142,39 +139,19 @@ def register_platform(name: str, key: Path, config_file: Path, config: Federatio
         )
         raise ConfigError(msg)
     content = read_content(key)
-    try:
-        found = serialization.load_ssh_public_key(content)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        msg = f"{key}: is not a public key as `crossrec client init` writes it (node.pub)."
-        raise ConfigError(msg) from error
-    if not isinstance(found, ec.EllipticCurvePublicKey):
-        msg = f"{key}: is not an elliptic-curve key as `crossrec client init` writes it."
-        raise ConfigError(msg)
+    found = parse_public_key(content, key)
     for other in config.federation.platforms:
         path = config.network.platform_keys / f"{other}.pub"
-        if other != name and path.exists() and _same_key(read_content(path), found):
+        if other != name and path.exists() and read_public_key(path) == found:
             msg = f"{key}: is the key of platform {other!r}; every platform needs its own."
             raise ConfigError(msg)
     place = config.network.platform_keys / f"{name}.pub"
-    replaced = place.exists() and not _same_key(read_content(place), found)
+    replaced = place.exists() and read_public_key(place) != found
     write_durably(place, content, mode=FOR_ALL)
     return (
         f"{name}: {'its key was replaced' if replaced else 'registered'}, fingerprint "
         f"{fingerprint(found)}. Counts from the next `crossrec server run` or `resume` on."
     )
-
-
-def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """SHA-256 of the key (DER), the same that the platform is shown."""
-    der = key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return sha256(der)
-
-
-def _same_key(content: bytes, key: ec.EllipticCurvePublicKey) -> bool:
-    other = serialization.load_ssh_public_key(content)
-    return isinstance(other, ec.EllipticCurvePublicKey) and fingerprint(other) == fingerprint(key)
 
 
 def _rounded_up(noise: float) -> float:

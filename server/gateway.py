@@ -27,9 +27,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import httpx
 import uvicorn
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from google.protobuf.message import DecodeError
@@ -39,8 +36,9 @@ from starlette.routing import Route
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from common.config import split_address
+from common.errors import ConfigError
+from common.keys import read_public_key
 from common.logs import configure_child_logging
-from common.storage import read_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -220,13 +218,11 @@ def read_keys(folder: Path) -> frozenset[str]:
     found = set()
     for path in sorted(folder.glob("*.pub")):
         try:
-            key = serialization.load_ssh_public_key(read_content(path))
-        except (ValueError, UnsupportedAlgorithm):
-            key = None
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            found.add(b64encode(public_key_to_bytes(key)).decode("ascii"))
+            key = read_public_key(path)
+        except ConfigError as error:
+            log.warning("a platform's key is passed over: %s", error)
         else:
-            log.warning("%s: is no platform's key and is passed over", path)
+            found.add(b64encode(public_key_to_bytes(key)).decode("ascii"))
     return frozenset(found)
 
 

@@ -10,6 +10,7 @@ from rich.table import Column
 
 from common.models.partition import SumQuantity
 from server.journal import read_journal
+from server.status import DONE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,4 +131,4 @@ class JournalProgress:
 
 
 def _sign(outcome: str) -> str:
-    return "✓" if outcome in {"released", "adopted"} else outcome.split(":", maxsplit=1)[0]
+    return "✓" if outcome in DONE else outcome.split(":", maxsplit=1)[0]

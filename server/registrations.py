@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import RequestRefused, StateError
-from common.storage import read_content
+from common.storage import read_content, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +45,12 @@ def read_registrations(path: Path) -> dict[str, Registration]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: is damaged ({error}). Delete it, and platforms are registered again."
         raise StateError(msg) from error
+
+
+def write_registrations(path: Path, found: Mapping[str, Registration]) -> None:
+    """Replace what :func:`read_registrations` reads."""
+    content = {name: asdict(registration) for name, registration in found.items()}
+    write_durably(path, json.dumps(content, indent=2, sort_keys=True).encode())
 
 
 def check_speaker(registered: Mapping[str, Registration], platform: str, node: int) -> None:

@@ -56,6 +56,13 @@ ASK_AGAIN_SECONDS = 5.0
 """Pause before a node that did not answer is asked again who it is."""
 
 
+def initial_parameters(config: FederationConfig, num_items: int) -> Arrays:
+    """Shared parameters before the first round: the same for the same configuration."""
+    seed = derive_seed(config.federation.seed, "initial-parameters")
+    model = initialise(config.model, num_items, torch.Generator().manual_seed(seed))
+    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+
+
 class FederationRun:
     """One run over a Flower grid, resumed from its checkpoint if there is one."""
 
@@ -132,7 +139,7 @@ class FederationRun:
 
     def _starting_from(self, state: ServerState | None) -> ServerState:
         if state is None:
-            return initial_state(self._initial_parameters())
+            return initial_state(initial_parameters(self._config, self._catalogue.num_items))
         try:
             for arrays in (state.parameters, state.first_moment, state.second_moment):
                 self._check_shared(arrays)
@@ -156,13 +163,6 @@ class FederationRun:
             self._standing,
         )
         return sums.collect(nodes)
-
-    def _initial_parameters(self) -> Arrays:
-        seed = derive_seed(self._config.federation.seed, "initial-parameters")
-        model = initialise(
-            self._config.model, self._catalogue.num_items, torch.Generator().manual_seed(seed)
-        )
-        return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
 
     def _meet(self) -> tuple[dict[str, int], dict[str, Profile]]:
         """Ask every node who it is; keep the platforms of this federation."""

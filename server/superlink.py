@@ -21,7 +21,7 @@ import httpx
 from common.errors import ConfigError, RunFailed
 from common.processes import Child, free_port, script
 from common.storage import make_private, read_content, sha256, write_durably
-from server.registrations import Registration, read_registrations
+from server.registrations import Registration, read_registrations, write_registrations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,12 +143,12 @@ class SuperLink:
         """
         known = read_registrations(registrations)
         there = {int(node["node-id"]) for node in self._call("supernode", "list")["nodes"]}
-        found: dict[str, Registration] = {}
-        for name, path in sorted(keys.items()):
-            digest = sha256(read_content(path))
-            before = known.get(name)
-            if before and before.key_sha256 == digest and before.node_id in there:
-                found[name] = before
+        digests = {name: sha256(read_content(path)) for name, path in keys.items()}
+        found = {
+            name: before
+            for name, before in known.items()
+            if before.key_sha256 == digests.get(name) and before.node_id in there
+        }
         for name in known.keys() - found.keys():
             if known[name].node_id in there:
                 self._call("supernode", "unregister", str(known[name].node_id))
@@ -160,13 +160,8 @@ class SuperLink:
                     raise ConfigError(
                         f"{path}: the key of platform {name!r} was not accepted. {error}"
                     ) from error
-                digest = sha256(read_content(path))
-                found[name] = Registration(node_id=node, key_sha256=digest)
-        content = {
-            name: {"node_id": entry.node_id, "key_sha256": entry.key_sha256}
-            for name, entry in found.items()
-        }
-        write_durably(registrations, json.dumps(content, indent=2, sort_keys=True).encode())
+                found[name] = Registration(node_id=node, key_sha256=digests[name])
+        write_registrations(registrations, found)
         return {name: entry.node_id for name, entry in found.items()}
 
     def submit(self, federation_config: Path, run_id: str) -> int:
@@ -207,7 +202,7 @@ class SuperLink:
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
             f'address = "{self.address}"\nroot-certificates = {certificate}\n'
         )
-        write_durably(self._folder / "config.toml", settings.encode(), mode=0o600)
+        write_durably(self._folder / "config.toml", settings.encode())
 
     def _call(self, *arguments: str) -> dict[str, Any]:
         """Run one ``flwr`` command and return what it prints as JSON."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 import pytest
-import torch
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
@@ -26,11 +25,11 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from client.config import PlatformConfig
 from client.ledger_view import check_ledger
 from common.config import load_config
-from common.models.ncf import initialise
+from common.keys import read_public_key
 from common.privacy.ledger import LEDGER_FILE, Ledger
-from common.rng import derive_seed
 from common.storage import read_arrays
 from server.aggregation import StreamingSum
+from server.rounds import initial_parameters
 from server.strategy import apply_update, initial_state
 from tests.e2e.deployed import (
     ROOT,
@@ -84,7 +83,8 @@ def replayed(deployment: Deployment) -> Arrays:
     config = deployment.config()
     run = config.federation.run_id
     by_platform = {name: releases_of(deployment, name) for name in config.federation.platforms}
-    state = initial_state(initial_parameters(deployment))
+    num_items = max(array.shape[0] for array in final(deployment).values())
+    state = initial_state(initial_parameters(config, num_items))
     for number in range(1, config.federation.rounds + 1):
         outcomes: dict[str, str] = {}
         for event in deployment.events():
@@ -101,17 +101,9 @@ def replayed(deployment: Deployment) -> Arrays:
     return state.parameters
 
 
-def initial_parameters(deployment: Deployment) -> Arrays:
-    config = deployment.config()
-    num_items = max(array.shape[0] for array in final(deployment).values())
-    seed = derive_seed(config.federation.seed, "initial-parameters")
-    model = initialise(config.model, num_items, torch.Generator().manual_seed(seed))
-    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
-
-
 def signed_by_another(public_key: Path) -> dict[str, str]:
     """Headers that name a registered platform's key, signed by a key that is not its own."""
-    named = serialization.load_ssh_public_key(public_key.read_bytes())
+    named = read_public_key(public_key)
     moment = datetime.now(UTC).isoformat()
     signature = ec.generate_private_key(ec.SECP384R1()).sign(
         moment.encode(), ec.ECDSA(hashes.SHA256())

@@ -4,13 +4,12 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.config import PlatformConfig
-from client.joining import fingerprint, make_platform
+from client.joining import make_platform
 from common.config import load_config
 from common.errors import ConfigError
+from common.keys import fingerprint, read_private_key, read_public_key, sign, verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,11 +47,9 @@ def test_the_key_pair_belongs_together_and_is_the_owners(tmp_path: Path) -> None
     shown = make(tmp_path / "shop")
     private = tmp_path / "shop/node.key"
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    key = serialization.load_ssh_private_key(private.read_bytes(), password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    public = serialization.load_ssh_public_key((tmp_path / "shop/node.pub").read_bytes())
-    assert isinstance(public, ec.EllipticCurvePublicKey)
+    key, public = read_private_key(private), read_public_key(tmp_path / "shop/node.pub")
     assert fingerprint(public) == fingerprint(key.public_key()) == shown
+    assert verify(public, sign(key, b"message"), b"message")
     assert make(tmp_path / "other") != shown
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import socket
-import subprocess
 import sys
 import zipfile
 from functools import partial
@@ -22,10 +20,9 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.superexec import run_superexec
 from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResultStatus
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode import start_client_internal
 from flwr.supernode.runtime import run_clientapp
 
-from client import launcher, supernode
+from client import launcher
 from client.app import PLATFORM_CONFIG, SIMULATION_MARKER
 from common import peers
 
@@ -186,7 +183,8 @@ def test_the_platform_is_the_one_that_the_launcher_was_started_for(
 ) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(launcher, "app", lambda _, context: seen.append(context.node_config))
-    told: dict[str, Any] = {PLATFORM_CONFIG: "/tmp/theirs.toml", SIMULATION_MARKER: True}  # noqa: S108
+    theirs = str(tmp_path / "theirs.toml")
+    told: dict[str, Any] = {PLATFORM_CONFIG: theirs, SIMULATION_MARKER: True}
     context = Context(1, 1, told, RecordDict(), {})
     answer = launcher._installed_app(tmp_path / "platform.toml", "fab", "1.0.0", "hash")
     message: Any = None
@@ -214,38 +212,3 @@ def test_nobody_elses_supernode_is_answered(monkeypatch: pytest.MonkeyPatch) -> 
 def test_flower_still_has_the_names_that_are_replaced() -> None:
     assert {"install_from_fab", "get_load_client_app_fn"} <= set(vars(run_clientapp))
     assert "get_executor" in vars(run_superexec)
-    assert "time" in vars(start_client_internal)
-
-
-def test_the_supernode_waits_less_and_is_otherwise_flowers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    waits: list[float] = []
-    of_flower = vars(start_client_internal)
-    monkeypatch.setattr(supernode, "sleep", waits.append)
-    monkeypatch.setitem(of_flower, "time", of_flower["time"])
-    monkeypatch.setattr(supernode, "flower_supernode", lambda: of_flower["time"].sleep(3))
-    ends: list[int] = []
-    monkeypatch.setattr(os, "_exit", ends.append)
-    supernode.main()
-    assert ends == [0]
-    assert waits == [supernode.LONGEST_WAIT_SECONDS]
-
-
-@pytest.mark.parametrize(
-    ("ending", "code"), [("raise OSError('connection lost')", 1), ("sys.exit(305)", 305 % 256)]
-)
-def test_a_supernode_that_failed_ends_although_a_thread_of_flowers_lives(
-    ending: str, code: int
-) -> None:
-    program = (
-        "import sys, threading, time; from client import supernode\n"
-        "def fails():\n"
-        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
-        f"    {ending}\n"
-        "supernode.flower_supernode = fails\n"
-        "supernode.main()"
-    )
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=120, check=False)
-    assert done.returncode == code

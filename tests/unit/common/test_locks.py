@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import StateError
 from common.locks import FileLock, holder_of
+from tests.harm import fill, small_disk
 
 PROGRAM = (
     "import sys, time; from pathlib import Path; from common.locks import FileLock; "
@@ -45,6 +46,18 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
     os.kill(other.pid, signal.SIGKILL)
     FileLock(path, busy="held", patience=30.0).close()
     other.wait()
+
+
+def test_a_full_disk_does_not_hinder_a_lock(tmp_path: Path) -> None:
+    with small_disk(tmp_path, kilobytes=64):
+        path = tmp_path / "lock"
+        path.touch()
+        fill(tmp_path)
+        lock = FileLock(path, busy="first")
+        with pytest.raises(StateError, match="lock: another one"):
+            FileLock(path, busy="another one")
+        lock.close()
+        FileLock(path, busy="again").close()
 
 
 def test_a_place_that_cannot_be_opened_is_named(tmp_path: Path) -> None:

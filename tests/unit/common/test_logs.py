@@ -65,9 +65,34 @@ def test_a_json_line_is_one_object_that_says_when_where_what_and_whose() -> None
 def test_a_line_of_text_cannot_be_forged_by_what_another_side_sent() -> None:
     stream = configured("text")
     logging.getLogger("server").warning("reply of %s", "a\n2026-01-01T00:00:00.000Z ERROR x\x1b[2J")
-    (line,) = stream.getvalue().splitlines()
-    assert "WARNING server platform=shop-a: reply of a\\n2026" in line
-    assert "\x1b" not in line
+    line, below = stream.getvalue().splitlines()
+    assert line.endswith("WARNING server platform=shop-a: reply of a")
+    assert below == r"    | 2026-01-01T00:00:00.000Z ERROR x\x1b[2J"
+
+
+@pytest.mark.parametrize("breaking", ["\r", "\x0b", "\x0c", "\x85", "\u2028", "\r\n", "\x9b"])
+def test_every_line_but_the_first_is_indented_whatever_breaks_it(breaking: str) -> None:
+    stream = configured("text")
+    forged = f"a{breaking}2026-01-01T00:00:00.000Z ERROR x"
+    logging.getLogger("server").warning("%s", forged)
+    failed(DataError(forged, source=forged, found=forged, expected=forged))
+    shown = stream.getvalue()
+    assert breaking.strip("\n") not in shown
+    starts = [line for line in shown.split("\n") if line and not line.startswith("    ")]
+    assert [line.split()[1] for line in starts] == ["WARNING", "ERROR"]
+
+
+def test_the_last_lines_of_a_program_are_read_line_by_line() -> None:
+    stream = configured("text")
+    lines = 'Traceback:\n  File "a.py", line 3\n\nConfigError: no such key\x1b[31m\n'
+    logging.getLogger("client.node").warning("it ended with:\n%s", lines)
+    head, *below = stream.getvalue().splitlines()
+    assert head.endswith("client.node platform=shop-a: it ended with:")
+    assert below == [
+        "    | Traceback:",
+        '    |   File "a.py", line 3',
+        r"    | ConfigError: no such key\x1b[31m",
+    ]
 
 
 def test_the_level_holds_and_a_second_call_replaces_the_first() -> None:

@@ -35,14 +35,27 @@ def lives(pid: int) -> bool:
 
 def test_output_goes_to_a_log_for_the_owner_only(tmp_path: Path) -> None:
     child = Child(
-        [sys.executable, "-c", "import sys; print('one'); sys.exit('two')"],
+        [
+            sys.executable,
+            "-c",
+            "import sys; print('\\x1b[92mone\\x1b[0m'); sys.exit('two\\x1b[2J')",
+        ],
         log=tmp_path / "logs/child.log",
     )
     wait_for(lambda: child.exit_code is not None)
     assert child.exit_code == 1
-    assert child.last_lines() == "one\ntwo"
-    assert child.last_lines(1) == "two"
+    assert child.last_lines() == "one\ntwo\\x1b[2J"
+    assert child.last_lines(1) == r"two\x1b[2J"
     assert child.log.stat().st_mode & 0o077 == 0
+
+
+def test_a_module_goes_by_its_own_name(tmp_path: Path) -> None:
+    names = {"client.launcher": [sys.executable, "-m", "client.launcher", "--help"]}
+    names[Path(sys.executable).name] = [sys.executable, "-c", "pass"]
+    for name, command in names.items():
+        child = Child(command, log=tmp_path / "log")
+        child.stop()
+        assert child.name == name
 
 
 def test_programs_of_this_environment_come_first_on_the_path(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from common.errors import ConfigError, RunFailed, StateError
 from server import coordinator
 from server.config import FederationConfig
 from server.coordinator import MAX_FRUITLESS_STARTS, Coordinator
-from server.founding import found_federation, register_platform
+from server.founding import register_platform
 from server.journal import Journal
 from server.superlink import RunStatus
 
@@ -83,31 +83,11 @@ class Gateway:
         return ""
 
 
-def public_key(path: Path) -> Path:
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP384R1()).public_key()
-    path.write_bytes(
-        key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    )
-    return path
-
-
 @pytest.fixture
-def config_file(tmp_path: Path) -> Path:
-    config_file = found_federation(
-        tmp_path / "market",
-        hosts=["coordinator.example"],
-        port=8000,
-        platforms=["a", "b"],
-        epsilon=8.0,
-        delta=1e-5,
-        plan="pairs",
-        rounds=1,
-    )
+def config_file(found: Callable[..., Path], public_key: Callable[..., Path]) -> Path:
+    config_file = found()
     config = load_config(config_file, FederationConfig)
-    register_platform("a", public_key(tmp_path / "node.pub"), config_file, config)
+    register_platform("a", public_key("node.pub"), config_file, config)
     return config_file
 
 

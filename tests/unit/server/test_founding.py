@@ -4,43 +4,23 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from common.config import load_config
 from common.errors import ConfigError
 from common.privacy.accounting import epsilon_spent
 from common.privacy.mechanisms import SampledGaussian
 from server.config import FederationConfig
-from server.founding import found_federation, register_platform
+from server.founding import register_platform
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
-def found(folder: Path, **changes: Any) -> Path:  # noqa: ANN401 - any option
-    options: dict[str, Any] = {
-        "hosts": ["coordinator.example"],
-        "port": 8000,
-        "platforms": ["a", "b"],
-        "epsilon": 4.0,
-        "delta": 1e-6,
-        "plan": "pairs",
-        "rounds": 7,
-    }
-    return found_federation(folder, **{**options, **changes})
-
-
-def public_key(path: Path, key: Any = None) -> Path:  # noqa: ANN401 - any kind of key
-    key = key or ec.generate_private_key(ec.SECP384R1())
-    encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    path.write_bytes(key.public_key().public_bytes(encoding, form))
-    return path
-
-
 @pytest.mark.parametrize("plan", ["pairs", "ncf", "both"])
-def test_the_file_costs_what_was_asked_for(tmp_path: Path, plan: str) -> None:
-    config = load_config(found(tmp_path / "market", plan=plan), FederationConfig)
+def test_the_file_costs_what_was_asked_for(plan: str, found: Callable[..., Path]) -> None:
+    config = load_config(found(plan=plan), FederationConfig)
     mechanisms = []
     if config.sums:
         noises = (config.sums.counts_noise_multiplier, config.sums.pairs_noise_multiplier)
@@ -55,8 +35,10 @@ def test_the_file_costs_what_was_asked_for(tmp_path: Path, plan: str) -> None:
     assert 3.95 < epsilon_spent(mechanisms, 1e-6) <= 4.0
 
 
-def test_secrets_are_for_the_owner_and_paths_follow_the_folder(tmp_path: Path) -> None:
-    config = load_config(found(tmp_path / "market"), FederationConfig)
+def test_secrets_are_for_the_owner_and_paths_follow_the_folder(
+    tmp_path: Path, found: Callable[..., Path]
+) -> None:
+    config = load_config(found(), FederationConfig)
     assert config.network is not None
     assert config.network.address == "0.0.0.0:8000"
     for path in (config.network.certificate, config.network.root_certificate):
@@ -66,11 +48,11 @@ def test_secrets_are_for_the_owner_and_paths_follow_the_folder(tmp_path: Path) -
         assert stat.S_IMODE((tmp_path / "market" / name).stat().st_mode) == 0o600
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    found(tmp_path / "market")
+def test_nothing_is_overwritten(tmp_path: Path, found: Callable[..., Path]) -> None:
+    found()
     before = (tmp_path / "market/ca.key").read_bytes()
     with pytest.raises(ConfigError, match="holds a federation already"):
-        found(tmp_path / "market")
+        found()
     assert (tmp_path / "market/ca.key").read_bytes() == before
 
 
@@ -85,33 +67,37 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_leave_no_trace(
-    tmp_path: Path, changes: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Any], message: str, found: Callable[..., Path]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        found(tmp_path / "market", **changes)
+        found(**changes)
     assert not (tmp_path / "market").exists()
 
 
-def test_a_platforms_key_is_kept_and_replaced(tmp_path: Path) -> None:
-    path = found(tmp_path / "market")
+def test_a_platforms_key_is_kept_and_replaced(
+    tmp_path: Path, found: Callable[..., Path], public_key: Callable[..., Path]
+) -> None:
+    path = found()
     config = load_config(path, FederationConfig)
-    first, second = public_key(tmp_path / "1.pub"), public_key(tmp_path / "2.pub")
+    first, second = public_key("1.pub"), public_key("2.pub")
     assert "a: registered, fingerprint" in register_platform("a", first, path, config)
     assert "a: registered" in register_platform("a", first, path, config)
     assert "its key was replaced" in register_platform("a", second, path, config)
     assert (tmp_path / "market/platforms/a.pub").read_bytes() == second.read_bytes()
 
 
-def test_wrong_keys_are_refused(tmp_path: Path) -> None:
-    path = found(tmp_path / "market")
+def test_wrong_keys_are_refused(
+    tmp_path: Path, found: Callable[..., Path], public_key: Callable[..., Path]
+) -> None:
+    path = found()
     config = load_config(path, FederationConfig)
-    key = public_key(tmp_path / "1.pub")
+    key = public_key("1.pub")
     register_platform("a", key, path, config)
     with pytest.raises(ConfigError, match="is the key of platform 'a'"):
         register_platform("b", key, path, config)
     with pytest.raises(ConfigError, match="not among federation"):
         register_platform("c", key, path, config)
-    other = public_key(tmp_path / "2.pub", ed25519.Ed25519PrivateKey.generate())
+    other = public_key("2.pub", ed25519.Ed25519PrivateKey.generate())
     with pytest.raises(ConfigError, match="not an elliptic-curve key"):
         register_platform("b", other, path, config)
     (tmp_path / "3.pub").write_text("-----BEGIN OPENSSH PRIVATE KEY-----")

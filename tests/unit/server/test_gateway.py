@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
@@ -291,10 +290,11 @@ def test_a_key_that_nobody_registered_is_refused_before_the_body_is_read(
     assert not read
 
 
-def test_keys_are_read_as_supernodes_send_them(tmp_path: Path) -> None:
+def test_keys_are_read_as_supernodes_send_them(
+    tmp_path: Path, public_key: Callable[..., Path]
+) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
-    encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    (tmp_path / "north.pub").write_bytes(key.public_key().public_bytes(encoding, form))
+    public_key("north.pub", key)
     (tmp_path / "notes.pub").write_text("no key")
     sent: list[httpx.Request] = []
 

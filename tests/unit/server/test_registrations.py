@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,12 @@ import pytest
 
 from common.errors import StateError
 from server.config import NetworkSection
-from server.registrations import REGISTRATIONS_FILE, Registration, read_registrations
+from server.registrations import (
+    REGISTRATIONS_FILE,
+    Registration,
+    read_registrations,
+    write_registrations,
+)
 from server.rounds import FederationRun
 from tests.unit.server.scripted import (
     ScriptedGrid,
@@ -34,8 +38,8 @@ def deployed(folder: Path, nodes: dict[str, int]) -> FederationConfig:
     write_catalogue_file(folder)
     config = federation(folder, NAMES)
     config.state.folder.mkdir()
-    content = {name: {"node_id": node, "key_sha256": "0"} for name, node in nodes.items()}
-    (config.state.folder / REGISTRATIONS_FILE).write_text(json.dumps(content))
+    registered = {n: Registration(node_id=node, key_sha256="0") for n, node in nodes.items()}
+    write_registrations(config.state.folder / REGISTRATIONS_FILE, registered)
     network = NetworkSection(
         address="localhost:8000",
         root_certificate=folder / "ca.crt",
@@ -77,9 +81,12 @@ def test_a_simulation_has_no_registrations(tmp_path: Path) -> None:
     assert events(config, "platform-refused") == []
 
 
-def test_registrations_are_read_strictly(tmp_path: Path) -> None:
+def test_registrations_are_read_as_written_and_strictly(tmp_path: Path) -> None:
     path = tmp_path / REGISTRATIONS_FILE
     assert read_registrations(path) == {}
+    registered = {"east": Registration(node_id=5, key_sha256="ab")}
+    write_registrations(path, registered)
+    assert read_registrations(path) == registered
     path.write_text('{"east": {"node_id": 5, "key_sha256": "ab"}}')
     assert read_registrations(path) == {"east": Registration(node_id=5, key_sha256="ab")}
     for damaged in ("[]", "{", '{"east": {}}', '{"east": {"node_id": "x", "key_sha256": ""}}'):

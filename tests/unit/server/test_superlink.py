@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,33 +19,22 @@ from common.config import load_config
 from common.processes import Child
 from server import guarded_superlink, superlink
 from server.config import FederationConfig, NetworkSection
-from server.founding import found_federation
 from server.guarded_superlink import OwnUserOnly
+from server.registrations import read_registrations
 from server.superlink import SuperLink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
 CONTROL = "/v1/control/list-runs"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose a socket is")
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> NetworkSection:
-    config_file = found_federation(
-        tmp_path / "market",
-        hosts=["127.0.0.1"],
-        port=8000,
-        platforms=["a", "b"],
-        epsilon=8.0,
-        delta=1e-5,
-        plan="pairs",
-        rounds=1,
-    )
-    found = load_config(config_file, FederationConfig).network
-    assert found is not None
-    return found
+def network(found: Callable[..., Path]) -> NetworkSection:
+    network = load_config(found(), FederationConfig).network
+    assert network is not None
+    return network
 
 
 @pytest.fixture
@@ -138,6 +128,43 @@ def health(link: SuperLink, network: NetworkSection) -> int | None:
         return httpx.get(url, verify=context, trust_env=False).status_code
     except httpx.HTTPError:
         return None
+
+
+def test_keys_are_registered_once_and_anew_when_they_changed(
+    tmp_path: Path, network: NetworkSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: dict[str, str] = {}
+    done: list[str] = []
+
+    def call(_: SuperLink, *arguments: str) -> dict[str, Any]:
+        match arguments:
+            case "supernode", "list":
+                return {"nodes": [{"node-id": node} for node in there]}
+            case "supernode", "unregister", node:
+                done.append(f"unregister {there.pop(node)}")
+                return {}
+            case "supernode", "register", path:
+                node = str(1 + len(done))
+                there[node] = Path(path).read_text()
+                done.append(f"register {there[node]}")
+                return {"node-id": node}
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr(SuperLink, "_call", call)
+    link, file = SuperLink(tmp_path / "flower", network), tmp_path / "registrations.json"
+    keys = {name: tmp_path / f"{name}.pub" for name in ("b", "a")}
+    for name, path in keys.items():
+        path.write_text(f"{name}1")
+    assert link.register(keys, file) == {"a": 1, "b": 2}
+    assert link.register(keys, file) == {"a": 1, "b": 2}
+    assert done == ["register a1", "register b1"]
+    keys["b"].write_text("b2")
+    assert link.register(keys, file) == {"a": 1, "b": 4}
+    assert done[2:] == ["unregister b1", "register b2"]
+    del there["4"], keys["a"]  # a database that was dropped, and a platform that is no more
+    assert link.register(keys, file) == {"b": 6}
+    assert done[4:] == ["unregister a1", "register b2"]
+    assert {name: entry.node_id for name, entry in read_registrations(file).items()} == {"b": 6}
 
 
 def test_flower_still_asks_for_more_middleware(monkeypatch: pytest.MonkeyPatch) -> None:

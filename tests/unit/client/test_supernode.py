@@ -1,0 +1,102 @@
+"""What is changed in Flower's SuperNode: how often it looks, and that it tells no durations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate import InMemoryNodeState, NodeStateFactory
+
+from client import supernode
+
+DURATION = "get_message_processing_duration"
+
+
+@pytest.fixture(autouse=True)
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes; the process stays, and what is changed in Flower is put back."""
+    ends: list[int] = []
+    of_flower = vars(start_client_internal)
+    monkeypatch.setitem(of_flower, "time", of_flower["time"])
+    monkeypatch.setattr(InMemoryNodeState, DURATION, vars(InMemoryNodeState)[DURATION])
+    monkeypatch.setattr(os, "_exit", ends.append)
+    return ends
+
+
+def test_flower_still_has_the_names_that_are_replaced() -> None:
+    assert "time" in vars(start_client_internal)
+    assert DURATION in vars(InMemoryNodeState)
+    assert type(NodeStateFactory(ObjectStoreFactory()).state()) is InMemoryNodeState
+
+
+def test_it_waits_less_and_is_otherwise_flowers(
+    ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    of_flower = vars(start_client_internal)
+    monkeypatch.setattr(supernode, "sleep", waits.append)
+    monkeypatch.setattr(supernode, "flower_supernode", lambda: of_flower["time"].sleep(3))
+    supernode.main()
+    assert ends == [0]
+    assert waits == [supernode.LONGEST_WAIT_SECONDS]
+
+
+def durations_sent(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the SuperLink is told of how long a message took, by Flower's own code."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    objects = ObjectStoreFactory()
+    state = NodeStateFactory(objects).state()
+    asked = Message(RecordDict(), 1, "train.round")
+    asked.metadata.__dict__["_message_id"] = "b" * 64
+    reply = Message(RecordDict(), reply_to=asked)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    state.store_message(asked)
+    state.record_message_processing_start(message_id=asked.metadata.message_id)
+    time.sleep(0.01)
+    state.record_message_processing_end(message_id=asked.metadata.message_id)
+    state.store_message(reply)
+    objects.store().preregister(1, get_object_tree(reply))
+    sent: list[float] = []
+
+    def send(_: object, __: object, clientapp_runtime: float) -> tuple[set[str], str]:
+        sent.append(clientapp_runtime)
+        return set(), ""
+
+    start_client_internal._push_messages(state, objects.store(), send, lambda *_: None)
+    assert state.get_messages_legacy() == []
+    return sent
+
+
+def test_nobody_is_told_how_long_work_on_users_data_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    (measured,) = durations_sent(monkeypatch)
+    assert measured >= 0.01, "Flower sends it: the test must be able to fail"
+    monkeypatch.setattr(supernode, "flower_supernode", lambda: None)
+    supernode.main()
+    assert durations_sent(monkeypatch) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [("raise OSError('connection lost')", 1), ("sys.exit(305)", 305 % 256)]
+)
+def test_one_that_failed_ends_although_a_thread_of_flowers_lives(ending: str, code: int) -> None:
+    program = (
+        "import sys, threading, time; from client import supernode\n"
+        "def fails():\n"
+        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        f"    {ending}\n"
+        "supernode.flower_supernode = fails\n"
+        "supernode.main()"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, timeout=120, check=False)
+    assert done.returncode == code
