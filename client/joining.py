@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from client.config import PlatformConfig
 from common.config import load_config, split_address
 from common.errors import ConfigError
-from common.keys import CURVE, fingerprint
+from common.keys import fingerprint, new_key_pair, parse_public_key
 from common.storage import FOR_ALL, read_content, write_durably
 
 CONFIG_FILE, PRIVATE_KEY, PUBLIC_KEY = "platform.toml", "node.key", "node.pub"
@@ -84,18 +81,10 @@ def make_platform(
         certificate=json.dumps("ca.crt"),
         private_key=PRIVATE_KEY,
     )
-    key = ec.generate_private_key(CURVE())
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
+    private, public = new_key_pair(name)
     write_durably(folder / "ca.crt", read_content(root_certificate), mode=FOR_ALL)
     write_durably(folder / PRIVATE_KEY, private)
-    write_durably(folder / PUBLIC_KEY, public + f" {name}\n".encode(), mode=FOR_ALL)
+    write_durably(folder / PUBLIC_KEY, public, mode=FOR_ALL)
     write_durably(config_file, text.encode())
     load_config(config_file, PlatformConfig)
-    return fingerprint(key.public_key())
+    return fingerprint(parse_public_key(public, PUBLIC_KEY))

@@ -26,6 +26,20 @@ SIGNATURE_BYTES = 96
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 
 
+def new_key_pair(name: str) -> tuple[bytes, bytes]:
+    """Contents of a fresh ``node.key`` and ``node.pub``; ``name`` is a remark in the latter."""
+    key = ec.generate_private_key(CURVE())
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.OpenSSH,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
+    return private, public + f" {name}\n".encode()
+
+
 def parse_public_key(content: bytes, source: object) -> ec.EllipticCurvePublicKey:
     """Decode the OpenSSH text of a public key.
 

@@ -96,7 +96,7 @@ class ReleaseRequest(ABC):
     """K: platforms that are asked the same."""
     noise_multiplier: float
     """Noise over the bound on a user's part that an observer must face."""
-    secagg: SecaggTerms | None
+    secagg: SecaggTerms | None = None
     """Terms of the sum under ``trust = "secagg"`` or ``"secagg-simulated"``."""
 
     def __post_init__(self) -> None:
@@ -314,7 +314,7 @@ class AdoptRequest:
     """Whether the receiving platform's release is one of them."""
     noise_std: float
     """Standard deviation of the noise in each of these releases."""
-    lattice: Lattice | None
+    lattice: Lattice | None = None
     """What they were summed on, if secure aggregation did; else None."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import load_config
 from common.errors import ConfigError
 from server.config import FederationConfig
-from server.rounds import FederationRun
+from server.run import FederationRun
 
 if TYPE_CHECKING:
     from flwr.app import Context

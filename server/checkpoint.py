@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from common.errors import StateError
+from common.errors import ConfigError, StateError
+from common.secagg.lattice import Lattice
 from common.storage import pack_arrays, read_arrays, write_durably
 from server.strategy import ServerState
 
@@ -71,6 +72,8 @@ class CollectedSum:
     """Whose releases are in it."""
     noise_std: float
     """Standard deviation of the noise in each of these releases."""
+    lattice: Lattice | None = None
+    """What they were summed on under secure aggregation; None without."""
 
 
 class CollectedSums:
@@ -91,6 +94,7 @@ class CollectedSums:
             "run": self._run_id,
             "platforms": json.dumps(collected.platforms),
             "noise_std": repr(collected.noise_std),
+            "lattice": json.dumps(collected.lattice and asdict(collected.lattice)),
         }
         content = pack_arrays({**collected.asked, "sum": collected.total}, metadata)
         write_durably(self._file(quantity), content)
@@ -108,7 +112,9 @@ class CollectedSums:
         try:
             total, platforms = asked.pop("sum"), json.loads(metadata["platforms"])
             noise_std = float(metadata["noise_std"])
-        except (KeyError, ValueError) as error:
+            lattice = json.loads(metadata["lattice"])
+            lattice = lattice and Lattice(**lattice)
+        except (KeyError, ValueError, TypeError, ConfigError) as error:
             msg = f"{path}: is not a sum of a run ({error})."
             raise StateError(msg) from error
         is_list = isinstance(platforms, list) and all(isinstance(n, str) for n in platforms)
@@ -116,7 +122,11 @@ class CollectedSums:
             msg = f"{path}: is not a sum of a run (platforms or noise)."
             raise StateError(msg)
         return CollectedSum(
-            asked=asked, total=total, platforms=tuple(platforms), noise_std=noise_std
+            asked=asked,
+            total=total,
+            platforms=tuple(platforms),
+            noise_std=noise_std,
+            lattice=lattice,
         )
 
     def _file(self, quantity: SumQuantity) -> Path:

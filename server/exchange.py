@@ -180,7 +180,8 @@ class Exchange:
         if num_releases < needed:
             msg = (
                 f"{what}: {num_releases} of {num_platforms} platforms released, {needed} are "
-                "needed. What is finished is kept; see the journal for each platform's reason, then start the same run again."
+                "needed. What is finished is kept; see the journal for each platform's reason, "
+                "then start the same run again."
             )
             raise RunFailed(msg)
 

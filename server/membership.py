@@ -36,6 +36,11 @@ class Membership:
         """Of the founders: divided by it, the mean of releases is the pooled gradient."""
         return sum(self.populations[name] for name in self.founders) / len(self.founders)
 
+    @property
+    def largest_population(self) -> int:
+        """Of the founders."""
+        return max(self.populations[name] for name in self.founders)
+
     def num_asked(self, platforms_per_round: int | None) -> int:
         """Platforms that a round asks if all are there."""
         return min(platforms_per_round or len(self.founders), len(self.founders))

@@ -66,7 +66,7 @@ def check_update(
     bound = update_norm_bound(
         num_users,
         clipping_norm=request.clipping_norm,
-        noise_std=request.noise_multiplier * request.noise_share * request.clipping_norm,
+        noise_std=request.noise_std,
         sampling_rate=request.sampling_rate,
         steps=request.local_steps,
         learning_rate=request.learning_rate,
@@ -93,7 +93,7 @@ def check_sum_release(
     """
     checked = check_sum(arrays, request.quantity, num_asked)
     numbers = checked["sum"]
-    noise_std = request.noise_multiplier * request.noise_share
+    noise_std = request.noise_std
     low, high = sum_number_bounds(num_users, noise_std=noise_std, size=numbers.size)
     least, largest = float(numbers.min()), float(numbers.max())
     if not (least >= low and largest <= high):

@@ -89,7 +89,7 @@ class SecureSums:
     def collect(
         self,
         messages: Mapping[str, Message],
-        request: ReleaseRequest,
+        requests: Mapping[str, ReleaseRequest],
         arrays: Arrays,
         *,
         size: int,
@@ -98,9 +98,9 @@ class SecureSums:
         """The sum of what ``messages`` ask for.
 
         Args:
-            messages: by platform, each with its own request.
-            request: any of these.
-            arrays: what came beside it.
+            messages: by platform.
+            requests: what each of them asks; all the same but for the name.
+            arrays: what stands beside the requests.
             size: numbers in a release.
             report: see :data:`Report`.
 
@@ -109,9 +109,14 @@ class SecureSums:
                 taken away; names the cause.
             StateError: if what is on disk is damaged.
         """
+        if not requests:
+            raise RunFailed("no platform is left to be asked; crossrec server status names them.")
+        request = next(iter(requests.values()))
         terms = request.secagg
         if terms is None:
             raise ValueError("the request is for no secure sum")
+        # Whoever cannot be enough is not asked: it would be charged for nothing.
+        self._check_number(request.what, "are there", requests, terms)
         if request.trust == "secagg-simulated":
             return self._in_the_clear(messages, request, terms, size, report)
         digest = request.common_digest(sha256(pack_arrays(arrays, {})))
@@ -369,9 +374,7 @@ class SecureSums:
             )
             raise RunFailed(msg)
 
-    def _public_keys(
-        self, terms: SecaggTerms
-    ) -> Mapping[str, ec.EllipticCurvePublicKey] | None:
+    def _public_keys(self, terms: SecaggTerms) -> Mapping[str, ec.EllipticCurvePublicKey] | None:
         """Registered keys; a simulation has none: its platforms are who they say."""
         network = self._config.network
         if network is None:

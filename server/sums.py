@@ -13,16 +13,17 @@ import numpy as np
 from flwr.app import Message
 
 from common.errors import InvalidRelease, RunFailed, StateError
-from common.messages import SUM, SumRequest, noise_share
+from common.messages import SUM, SumRequest
 from common.models.pairs import MAX_COUNTED_ITEMS, item_weights, most_counted, num_pairs
 from common.models.partition import check_asked, check_sum
 from common.wire import encode
 from server.aggregation import StreamingSum
 from server.checkpoint import CollectedSum, CollectedSums
 from server.releases import check_sum_release, release_bytes
+from server.secure_sum import SecureSums, Summed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from common.data.catalogue import Catalogue
     from common.models.partition import Arrays, SumQuantity
@@ -54,6 +55,7 @@ class PrivateSums:
         sums: SumsSection,
         catalogue: Catalogue,
         exchange: Exchange,
+        secure: SecureSums,
         journal: Journal,
         members: Membership,
         standing: Standing,
@@ -67,6 +69,7 @@ class PrivateSums:
         self._max_items = sums.max_items
         self._catalogue = catalogue
         self._exchange = exchange
+        self._secure = secure
         self._journal = journal
         self._members = members
         self._standing = standing
@@ -120,42 +123,30 @@ class PrivateSums:
         return found
 
     def _ask(self, quantity: SumQuantity, asked: Arrays, nodes: Mapping[str, int]) -> CollectedSum:
-        size = len(asked["items"])
         nodes = self._standing.remaining(nodes)
-        num_platforms = len(self._members.founders)
-        self._journal.write("sum-started", quantity=quantity, items=size, platforms=list(nodes))
-        trust, multiplier = self._config.mechanism.trust, self._noise[quantity]
-        messages: dict[str, Message] = {}
-        requests: dict[str, SumRequest] = {}
-        for name, node in nodes.items():
-            request = requests[name] = SumRequest(
-                run_id=self._config.federation.run_id,
-                platform=name,
-                catalogue_digest=self._catalogue.digest,
-                trust=trust,
-                num_platforms=num_platforms,
-                noise_multiplier=multiplier,
-                quantity=quantity,
-            )
-            messages[name] = Message(encode(request, asked), node, SUM, group_id=quantity)
-        releases, platforms = StreamingSum(), []
-        slack = self._config.validation.population_slack
+        if self._config.is_summed:
+            nodes = {name: nodes[name] for name in self._members.founders if name in nodes}
+        self._journal.write(
+            "sum-started", quantity=quantity, items=len(asked["items"]), platforms=list(nodes)
+        )
+        requests = self._requests(quantity, nodes)
+        messages = {
+            name: Message(encode(request, asked), nodes[name], SUM, group_id=quantity)
+            for name, request in requests.items()
+        }
 
-        def check(name: str, arrays: Arrays) -> Arrays:
-            num_users = slack * self._members.populations[name]
-            return check_sum_release(arrays, requests[name], num_asked=size, num_users=num_users)
-
-        max_bytes = release_bytes({"sum": (max(size, num_pairs(size)),)})
-        for name, release, outcome in self._exchange.ask(
-            messages, number=0, wanted="released", check=check, max_bytes=max_bytes
-        ):
-            if release is not None:
-                releases.add(release)
-                platforms.append(name)
+        def report(name: str, outcome: str) -> None:
             self._journal.write("sum-reply", quantity=quantity, platform=name, outcome=outcome)
-        self._exchange.check_quorum(quantity, releases.count, num_platforms)
+
+        summed = (
+            self._secure.collect(
+                messages, requests, asked, size=_size(quantity, asked), report=report
+            )
+            if self._config.is_summed
+            else self._add_up(quantity, asked, messages, requests, report)
+        )
         with np.errstate(over="ignore"):
-            total = releases.total()["sum"]
+            total = summed.numbers.astype(np.float32)
         if not np.isfinite(total).all():
             msg = (
                 f"{quantity}: the sum of the releases is so large that it overflows. Leave out the "
@@ -163,12 +154,74 @@ class PrivateSums:
             )
             raise RunFailed(msg)
         # Before the file: a crash in between asks again, and platforms send the same bytes.
-        self._journal.write("sum-closed", quantity=quantity, releases=releases.count)
+        self._journal.write("sum-closed", quantity=quantity, releases=len(summed.platforms))
+        request = next(iter(requests.values()))
         collected = CollectedSum(
             asked=asked,
             total=total,
-            platforms=tuple(sorted(platforms)),
-            noise_std=multiplier * noise_share(trust, num_platforms),
+            platforms=summed.platforms,
+            noise_std=request.noise_std,
+            lattice=request.secagg.lattice if request.secagg else None,
         )
         self._files.save(quantity, collected)
         return collected
+
+    def _requests(self, quantity: SumQuantity, names: Iterable[str]) -> dict[str, SumRequest]:
+        multiplier, founders = self._noise[quantity], self._members.founders
+        terms = (
+            self._config.secagg.terms(
+                founders,
+                noise_std=multiplier,
+                largest_sum=self._config.validation.population_slack
+                * self._members.largest_population,
+            )
+            if self._config.is_summed
+            else None
+        )
+        return {
+            name: SumRequest(
+                run_id=self._config.federation.run_id,
+                platform=name,
+                catalogue_digest=self._catalogue.digest,
+                trust=self._config.mechanism.trust,
+                num_platforms=len(founders),
+                noise_multiplier=multiplier,
+                secagg=terms,
+                quantity=quantity,
+            )
+            for name in names
+        }
+
+    def _add_up(
+        self,
+        quantity: SumQuantity,
+        asked: Arrays,
+        messages: Mapping[str, Message],
+        requests: Mapping[str, SumRequest],
+        report: Callable[[str, str], None],
+    ) -> Summed:
+        """The sum of the releases that platforms send."""
+        releases, platforms = StreamingSum(), []
+        slack, num_asked = self._config.validation.population_slack, len(asked["items"])
+
+        def check(name: str, arrays: Arrays) -> Arrays:
+            num_users = slack * self._members.populations[name]
+            return check_sum_release(
+                arrays, requests[name], num_asked=num_asked, num_users=num_users
+            )
+
+        max_bytes = release_bytes({"sum": (_size(quantity, asked),)})
+        for name, release, outcome in self._exchange.ask(
+            messages, number=0, wanted="released", check=check, max_bytes=max_bytes
+        ):
+            if release is not None:
+                releases.add(release)
+                platforms.append(name)
+            report(name, outcome)
+        self._exchange.check_quorum(quantity, releases.count, len(self._members.founders))
+        return Summed(platforms=tuple(sorted(platforms)), numbers=releases.total()["sum"])
+
+
+def _size(quantity: SumQuantity, asked: Arrays) -> int:
+    number = len(asked["items"])
+    return number if quantity == "item-counts" else num_pairs(number)

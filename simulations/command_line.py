@@ -166,25 +166,8 @@ def given_options(context: typer.Context) -> set[str]:
 
 
 def trust_mode(trust: Trust) -> TrustMode:
-    """The mode that a choice stands for.
-
-    Raises:
-        ConfigError: if this version does not have it.
-    """
-    from common.errors import ConfigError
-
-    modes: dict[Trust, TrustMode] = {
-        Trust.local: "local",
-        Trust.secagg_simulated: "secagg-simulated",
-        Trust.none: "none",
-    }
-    if trust not in modes:
-        msg = (
-            "--trust secagg: secure aggregation is not part of this version. Use "
-            "--trust local, or --trust secagg-simulated to see what it would bring."
-        )
-        raise ConfigError(msg)
-    return modes[trust]
+    """The mode that a choice stands for."""
+    return trust.value
 
 
 def num_candidates(text: str) -> int | None:

@@ -102,11 +102,28 @@ def simulate(
     trust: Annotated[
         Trust,
         typer.Option(
-            help="local: each platform adds all its noise. secagg-simulated: noise as under "
-            "secure aggregation, which is not performed. none: no noise, no guarantee.",
+            help="local: each platform adds all its noise. secagg: the server sees only sums, so "
+            "each adds a share. secagg-simulated: the same sums, added up in the clear. none: no "
+            "noise, no guarantee.",
             rich_help_panel=PRIVACY,
         ),
     ] = Trust.local,
+    max_dropped: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With secagg: platforms that may drop out of a sum; each one costs noise.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = 0,
+    max_colluding: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="With secagg: platforms that may tell the server all they know.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = 1,
     clipping_norm: ClippingNormOption = 0.25,
     sampling_rate: SamplingRateOption = 1.0,
     model: ModelOption = Model.gmf,
@@ -194,6 +211,8 @@ def simulate(
             delta=delta,
             privacy_unit=privacy_unit.value,
             trust=trust_mode(trust),
+            max_dropped=max_dropped,
+            max_colluding=max_colluding,
             plan=plan.value,
             rounds=rounds,
             sampling_rate=sampling_rate,

@@ -4,6 +4,7 @@ Layout of a run::
 
     runs/NAME/catalogue.csv                      the shared catalogue
     runs/NAME/federation.toml                    what the server reads
+    runs/NAME/platform-keys/PLATFORM.pub         with secure aggregation: what platforms sign with
     runs/NAME/federation-state/RUN/              its journal and checkpoint
     runs/NAME/platforms/PLATFORM/platform.toml   what the platform reads
     runs/NAME/platforms/PLATFORM/train.parquet   its interactions, without the test pairs
@@ -26,8 +27,9 @@ from common.data.catalogue import write_catalogue
 from common.data.interactions import UserItems, encode_held_out
 from common.data.splits import split_marketplace
 from common.errors import ConfigError
+from common.keys import new_key_pair
 from common.privacy.plan import PLANS, plan_noise, plan_without_noise
-from common.storage import write_durably
+from common.storage import FOR_ALL, write_durably
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from common.privacy.plan import BudgetPlan
     from simulations.options import SimulationOptions
 
+KEYS_FOLDER = "platform-keys"
 _JOIN_SECONDS = 5.0
 _PLATFORM_NAME = re.compile(r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]*")
 
@@ -147,6 +150,7 @@ def lay_out(
             adaptation=client.config.AdaptationSection(
                 enabled=is_adapting(options, table.name), max_epochs=options.epochs
             ),
+            secagg=_secagg(home, folder / KEYS_FOLDER, table.name, options),
             simulation=client.config.SimulationSection(seed=options.seed),
         )
         config_file = home / "platform.toml"
@@ -182,6 +186,9 @@ def lay_out(
             trust=options.trust,
         ),
         sums=_sums(budget),
+        secagg=server.config.SecaggSection(
+            max_dropped=options.max_dropped, max_colluding=options.max_colluding
+        ),
         model=options.model,
         training=server.config.TrainingSection(
             strategy=options.strategy, server_learning_rate=options.server_learning_rate
@@ -192,6 +199,22 @@ def lay_out(
     write_durably(config_file, dump_config(federation).encode())
     return SimulatedFederation(
         config_file=config_file, run_folder=federation.run_folder, platforms=tuple(platforms)
+    )
+
+
+def _secagg(
+    home: Path, keys: Path, name: str, options: SimulationOptions
+) -> client.config.SecaggSection | None:
+    """Keys of a platform, made once: nothing that a run reports depends on them."""
+    if options.trust != "secagg":
+        return None
+    private_key, public_key = home / "node.key", keys / f"{name}.pub"
+    if not (private_key.exists() and public_key.exists()):
+        private, public = new_key_pair(name)
+        write_durably(private_key, private)
+        write_durably(public_key, public, mode=FOR_ALL)
+    return client.config.SecaggSection(
+        private_key=private_key.absolute(), platform_keys=keys.absolute(), min_summed=2
     )
 
 

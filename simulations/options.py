@@ -46,6 +46,10 @@ class SimulationOptions:
     """What the guarantee protects."""
     trust: TrustMode = "local"
     """Who may see a single platform's release."""
+    max_dropped: int = 0
+    """With secure aggregation: platforms that may drop out of a sum; each one costs noise."""
+    max_colluding: int = 1
+    """With secure aggregation: platforms that may tell the server all they know."""
     plan: PlanName = "pairs"
     """What the budget is spent on."""
     rounds: int = 30
@@ -131,9 +135,15 @@ class SimulationOptions:
         """Names the run by what its platforms act on; the noise follows from it.
 
         Where the data lie, what runs the apps and who is measured afterwards and how is not part
-        of it.
+        of it; nor is whether the sum of secure aggregation is under masks, which changes no bit.
         """
         acted_on = replace(
-            self, data=None, catalogue=None, candidates=None, adapting=None, engine="in-process"
+            self,
+            data=None,
+            catalogue=None,
+            candidates=None,
+            adapting=None,
+            engine="in-process",
+            trust="secagg" if self.trust == "secagg-simulated" else self.trust,
         )
         return hashlib.sha256(dump_config(acted_on).encode()).hexdigest()[:12]

@@ -39,12 +39,12 @@ _CAPTIONS = {
 _SUM_NAMES = {"item-counts": "item counts", "item-pairs": "item pairs"}
 
 _TRUST = {
-    "secagg": "Secure aggregation: the server is assumed to see only the sum over platforms. "
-    "Each platform adds a share of the noise, so that any one recipient who subtracts its own "
-    "part still faces all of it.",
-    "secagg-simulated": "The noise is that of secure aggregation, which was not performed: with it "
-    "the server is assumed to see only the sum over platforms. Each platform adds a share of the "
-    "noise, so that any one recipient who subtracts its own part still faces all of it.",
+    "secagg": "Secure aggregation: the server sees only the sum over platforms. Each platform adds "
+    "a share of the noise, so that whoever knows the parts of those that may collude still faces "
+    "all of it.",
+    "secagg-simulated": "The sums and the noise are those of secure aggregation, but they were "
+    "added up in the clear: the server could see every platform's part. With secure aggregation it "
+    "would see only the sum, to the same bit.",
     "local": "Each platform adds all of the noise itself; the server may see every release.",
     "none": "No noise was added. Nothing here is private; the run shows what noise costs.",
 }

@@ -285,7 +285,7 @@ class SimulationRun:
             num_test_users=int(np.count_nonzero(np.diff(platform.test.indptr))),
             epsilon=finite_or_none(history[-1] if history else 0.0),
             epsilon_if_secagg_broken=(
-                finite_or_none(broken) if options.trust == "secagg-simulated" else None
+                finite_or_none(broken) if options.trust.startswith("secagg") else None
             ),
             epsilon_budget=options.epsilon if is_private else None,
             delta=options.delta,

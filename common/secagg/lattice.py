@@ -87,9 +87,8 @@ class Lattice:
             raise ConfigError(msg)
 
     def largest(self, number: int) -> int:
-        """Most steps in a number of one of ``number`` platforms: all of them add up to less than
-        half of the modulus."""
-        return min((2 ** (self.bits - 1) - 1) // number, 2**_EXACT_BITS)
+        """Most steps in a number of one of ``number`` platforms: all add up to half the modulus."""
+        return min(((1 << (self.bits - 1)) - 1) // number, 1 << _EXACT_BITS)
 
     def check_noise(self, std: float, number: int, size: int) -> None:
         """Refuse a lattice on which the guarantee would not hold, or nothing would be left.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from simulations.compare.statistics import SeededGain
 
 POOLED = "pooled"
-SHORT_TRUST = {"secagg-simulated": "secagg", "local": "local", "none": "none"}
+SHORT_TRUST = {"secagg": "secagg", "secagg-simulated": "secagg", "local": "local", "none": "none"}
 _COLUMNS = (POPULARITY, ALONE, SERVED)
 _SHORT_MODEL = {POPULARITY: "popular", SERVED: "served"}
 _DASH = "-"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SERVED, ALONE, POPULARITY = "federated", "local", "popularity"
 
 TRUST_WORDS = {
+    "secagg": "with secure aggregation",
     "secagg-simulated": "with secure aggregation",
     "local": "with each platform adding all its noise",
     "none": "without noise",

@@ -29,7 +29,7 @@ from common.keys import read_public_key
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import read_arrays
 from server.aggregation import StreamingSum
-from server.rounds import initial_parameters
+from server.run import initial_parameters
 from server.strategy import apply_update, initial_state
 from tests.e2e.deployed import (
     ROOT,

@@ -20,7 +20,7 @@ from common.storage import pack_arrays, read_arrays, write_durably
 from common.wire import encode
 from server.agreement import next_version
 from server.config import CatalogueSection, SumsSection
-from server.rounds import FederationRun
+from server.run import FederationRun
 from tests.unit.server.scripted import (
     NUM_ITEMS,
     RUN_ID,

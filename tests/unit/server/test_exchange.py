@@ -13,7 +13,7 @@ from flwr.app import Error, Message
 from common.messages import TRAIN
 from server.config import TrainingSection, ValidationSection
 from server.exchange import shortened
-from server.rounds import FederationRun
+from server.run import FederationRun
 from tests.unit.server.scripted import (
     ScriptedGrid,
     Shop,

@@ -11,7 +11,7 @@ import pytest
 from common.errors import ConfigError, StateError
 from server.config import FederationSection, SumsSection, ValidationSection
 from server.membership import MEMBERS_FILE, sample_platforms, settle_membership
-from server.rounds import FederationRun
+from server.run import FederationRun
 from tests.unit.server.scripted import (
     RUN_ID,
     Answer,

@@ -15,7 +15,7 @@ from server.registrations import (
     read_registrations,
     write_registrations,
 )
-from server.rounds import FederationRun
+from server.run import FederationRun
 from tests.unit.server.scripted import (
     ScriptedGrid,
     Shop,

@@ -12,7 +12,7 @@ import pytest
 from common.errors import ConfigError, RunFailed
 from server.config import MechanismSection
 from server.robust import RobustMean, releases_needed
-from server.rounds import FederationRun
+from server.run import FederationRun
 from tests.unit.server.scripted import (
     AVERAGING,
     ScriptedGrid,

@@ -18,7 +18,7 @@ from common.wire import encode
 from server import rounds
 from server.checkpoint import Checkpoints
 from server.config import TrainingSection, ValidationSection
-from server.rounds import FederationRun
+from server.run import FederationRun
 from tests.unit.server.scripted import (
     AVERAGING,
     MODEL,

@@ -14,7 +14,7 @@ from common.wire import encode
 from server.commands import app
 from server.config import ValidationSection
 from server.journal import read_journal
-from server.rounds import FederationRun
+from server.run import FederationRun
 from server.status import summarise
 from tests.unit.server.scripted import (
     Answer,

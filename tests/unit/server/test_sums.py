@@ -19,7 +19,7 @@ from common.storage import pack_arrays, read_arrays, write_durably
 from common.wire import encode
 from server.checkpoint import CollectedSum, CollectedSums
 from server.config import FederationConfig, SumsSection, ValidationSection
-from server.rounds import FederationRun
+from server.run import FederationRun
 from server.sums import shared_items
 from tests.unit.server.scripted import (
     NUM_ITEMS,
