@@ -138,14 +138,14 @@ class PrivateSums:
         def report(name: str, outcome: str) -> None:
             self._journal.write("sum-reply", quantity=quantity, platform=name, outcome=outcome)
 
-        summed = (
-            self._secure.collect(
-                messages, requests, asked, size=_size(quantity, asked), report=report
-            )
-            if self._config.is_summed
-            else self._add_up(quantity, asked, messages, requests, report)
-        )
         with np.errstate(over="ignore"):
+            summed = (
+                self._secure.collect(
+                    messages, requests, asked, size=_size(quantity, asked), report=report
+                )
+                if self._config.is_summed
+                else self._add_up(quantity, asked, messages, requests, report)
+            )
             total = summed.numbers.astype(np.float32)
         if not np.isfinite(total).all():
             msg = (

@@ -82,6 +82,7 @@ class SimulationOptions:
     def __post_init__(self) -> None:
         """Refuse options that contradict each other, before anything is read."""
         self._check_plan()
+        self._check_secagg()
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             msg = (
                 f"epsilon: found {self.epsilon}, expected a positive number. "
@@ -109,6 +110,20 @@ class SimulationOptions:
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 msg = f"{name}: found {getattr(self, name)}, expected a positive number."
                 raise ConfigError(msg)
+
+    def _check_secagg(self) -> None:
+        if self.max_dropped < 0 or self.max_colluding < 1:
+            msg = (
+                f"max_dropped: found {self.max_dropped}, expected at least 0; max_colluding: "
+                f"found {self.max_colluding}, expected at least 1."
+            )
+            raise ConfigError(msg)
+        if self.trust in ("secagg", "secagg-simulated") and self.local_steps > 1:
+            msg = (
+                f"local_steps: found {self.local_steps}; with trust {self.trust!r} a round has one "
+                "noisy step."
+            )
+            raise ConfigError(msg)
 
     def _check_platforms(self) -> None:
         if self.newcomer is not None:

@@ -88,37 +88,37 @@ def shared_arrays(model: NcfConfig = MODEL, seed: int = 0) -> Arrays:
 
 
 def train_request(config: PlatformConfig, **changes: Any) -> TrainRequest:  # noqa: ANN401
-    request = TrainRequest(
-        run_id="spring",
-        round_number=1,
-        platform=NAME,
-        catalogue_digest=catalogue_digest(config),
-        model=MODEL,
-        trust=config.privacy.trust,
-        num_platforms=2,
-        noise_multiplier=1.0,
-        clipping_norm=0.25,
-        sampling_rate=1.0,
-        local_steps=1,
-        denominator=float(NUM_USERS),
-        learning_rate=1.0,
-        user_steps=2,
-        dropout=0.5,
-    )
-    return replace(request, **changes)
+    fields: dict[str, Any] = {
+        "run_id": "spring",
+        "round_number": 1,
+        "platform": NAME,
+        "catalogue_digest": catalogue_digest(config),
+        "model": MODEL,
+        "trust": config.privacy.trust,
+        "num_platforms": 2,
+        "noise_multiplier": 1.0,
+        "clipping_norm": 0.25,
+        "sampling_rate": 1.0,
+        "local_steps": 1,
+        "denominator": float(NUM_USERS),
+        "learning_rate": 1.0,
+        "user_steps": 2,
+        "dropout": 0.5,
+    }
+    return TrainRequest(**{**fields, **changes})
 
 
 def sum_request(config: PlatformConfig, **changes: Any) -> SumRequest:  # noqa: ANN401
-    request = SumRequest(
-        run_id="spring",
-        platform=NAME,
-        catalogue_digest=catalogue_digest(config),
-        trust=config.privacy.trust,
-        num_platforms=2,
-        noise_multiplier=10.0,
-        quantity="item-pairs",
-    )
-    return replace(request, **changes)
+    fields: dict[str, Any] = {
+        "run_id": "spring",
+        "platform": NAME,
+        "catalogue_digest": catalogue_digest(config),
+        "trust": config.privacy.trust,
+        "num_platforms": 2,
+        "noise_multiplier": 10.0,
+        "quantity": "item-pairs",
+    }
+    return SumRequest(**{**fields, **changes})
 
 
 def asked_arrays(quantity: SumQuantity = "item-pairs") -> Arrays:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from client.config import (
     PlatformConfig,
     PlatformSection,
     PrivacySection,
+    SecaggSection,
     SimulationSection,
     StateSection,
 )
@@ -220,3 +222,16 @@ def test_an_assortment_is_found_beside_the_file(tmp_path: Path) -> None:
 def test_a_misspelt_key_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[privacy\].*'epsilom', did you mean 'epsilon'"):
         load(tmp_path, PLATFORM_TOML.replace("epsilon", "epsilom"))
+
+
+def test_secure_sums_need_keys_and_somebody_to_hide_among(tmp_path: Path) -> None:
+    config = move_in(tmp_path, simulation=False)
+    privacy = replace(config.privacy, trust="secagg")
+    with pytest.raises(ConfigError, match=r"needs a \[secagg\] section"):
+        replace(config, privacy=privacy)
+    keys = {"private_key": tmp_path / "node.key", "platform_keys": tmp_path / "platforms"}
+    assert replace(config, privacy=privacy, secagg=SecaggSection(**keys)).secagg
+    with pytest.raises(ConfigError, match="min_summed: found 1"):
+        SecaggSection(**keys, min_summed=1)
+    with pytest.raises(ConfigError, match="max_colluding: found 0"):
+        SecaggSection(**keys, max_colluding=0)

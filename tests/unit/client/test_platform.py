@@ -44,6 +44,7 @@ from tests.harm import (
     read_only,
     small_disk,
 )
+from tests.terms import secagg_terms
 from tests.unit.client.homes import (
     MODEL,
     NAME,
@@ -202,7 +203,10 @@ def with_first(value: float) -> np.ndarray:
 
 REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "no-noise": ({"trust": "none"}, "trust: asked for 'none', this platform accepts 'local'"),
-    "less-noise": ({"trust": "secagg-simulated"}, "trust: asked for 'secagg-simulated'"),
+    "less-noise": (
+        {"trust": "secagg", "secagg": secagg_terms(2)},
+        "trust: asked for 'secagg', this platform accepts 'local'",
+    ),
     "wide-clipping": ({"clipping_norm": 10.01}, "clipping_norm: .*at most 10"),
     "little-noise": ({"noise_multiplier": 0.29}, "noise_multiplier: .*at least 0.3"),
     "late-round": ({"round_number": 1001}, "round: asked for 1001, .* at most 1000 rounds"),
@@ -954,7 +958,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "absurdly-many-steps-on-few": ({"local_steps": 1000, "sampling_rate": 0.5}, "budget: "),
     "no-trust": ({"trust": "none", "noise_multiplier": 0.0}, "refused: trust"),
     "promised-secrecy": (
-        {"trust": "secagg-simulated", "num_platforms": 1_000_000},
+        {"trust": "secagg-simulated", "num_platforms": 1000, "secagg": secagg_terms(1000)},
         "refused: trust",
     ),
     "round-10000": ({"round_number": 10_000, "noise_multiplier": 1e6}, "refused: round"),

@@ -20,11 +20,13 @@ from client.state import STOPPED_FILE, PlatformState
 from common.errors import RequestRefused
 from common.messages import SumRequest, to_json
 from common.models.pairs import num_pairs
+from common.models.partition import LATTICE
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import pack_arrays
 from common.wire import decode, encode
 from tests.harm import TAMPERING
 from tests.laws import check_gaussian, check_uncorrelated
+from tests.terms import secagg_terms
 from tests.unit.client.homes import (
     NUM_ITEMS,
     NUM_LISTED,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from common.messages import Reply
     from common.models.pairs import PairSum
     from common.models.partition import Arrays, SumQuantity
+    from common.privacy.mechanisms import TrustMode
 
 QUANTITIES: tuple[SumQuantity, ...] = ("item-counts", "item-pairs")
 both = pytest.mark.parametrize("quantity", QUANTITIES)
@@ -132,45 +135,49 @@ def test_the_sum_is_over_everything_that_users_did(tmp_path: Path, quantity: Sum
     assert release["sum"].shape == (size,)
 
 
-@pytest.mark.parametrize(
-    ("trust", "num_platforms", "share"),
-    [("local", 1, 1.0), ("local", 5, 1.0), ("secagg-simulated", 5, 0.5)],
-)
-@pytest.mark.parametrize("simulation", [True, False], ids=["seeded", "system-randomness"])
+@pytest.mark.parametrize("trust", ["local", "secagg-simulated"])
 @both
-def test_noise_is_as_accounted_on_every_number(
-    tmp_path: Path,
-    quantity: SumQuantity,
-    trust: str,
-    num_platforms: int,
-    share: float,
-    *,
-    simulation: bool,
+def test_noise_is_as_accounted_on_every_number_in_a_simulation(
+    tmp_path: Path, quantity: SumQuantity, trust: TrustMode
 ) -> None:
+    share = 1.0 if trust == "local" else 0.5
+    noise, config = 200.0, move_in(tmp_path, trust=trust, epsilon=50.0)
+    check_noise(config, quantity, noise, share, **(SUMMED if share < 1 else {}))
+
+
+@both
+def test_noise_is_as_accounted_on_every_number(tmp_path: Path, quantity: SumQuantity) -> None:
     """Of the operating system's draws: a false alarm once in a million runs."""
-    if trust != "local" and not simulation:
-        pytest.skip("secure aggregation is simulated only")
-    noise = 200.0
-    config = move_in(tmp_path, simulation=simulation, trust=trust, epsilon=50.0)
+    check_noise(move_in(tmp_path, simulation=False, epsilon=50.0), quantity, 200.0, 1.0)
+
+
+SUMMED: dict[str, Any] = {
+    "num_platforms": 5,
+    "secagg": secagg_terms(5, noise_std=200.0),
+}
+
+
+def check_noise(
+    config: PlatformConfig,
+    quantity: SumQuantity,
+    noise: float,
+    share: float,
+    **changes: Any,  # noqa: ANN401 - any field
+) -> None:
     exact = true_sum(config, quantity)
-    draws = np.array(
-        [
-            released(
-                config,
-                quantity,
-                run_id=f"run-{number}",
-                trust=trust,
-                num_platforms=num_platforms,
-                noise_multiplier=noise,
-            )["sum"]
-            - exact
-            for number in range(30)
-        ]
-    )
-    check_gaussian(draws, noise * share)
-    check_uncorrelated(draws[:-1], draws[1:])
-    for column in np.unique([0, draws.shape[1] - 1]):
-        assert 0.5 * noise * share < draws[:, column].std() < 2 * noise * share
+    draws = []
+    for number in range(30):
+        release = released(
+            config, quantity, run_id=f"run-{number}", noise_multiplier=noise, **changes
+        )
+        terms = changes.get("secagg")
+        found = terms.lattice.values(release[LATTICE]) if terms else release["sum"]
+        draws.append(found - exact)
+    drawn = np.array(draws)
+    check_gaussian(drawn, noise * share)
+    check_uncorrelated(drawn[:-1], drawn[1:])
+    for column in np.unique([0, drawn.shape[1] - 1]):
+        assert 0.5 * noise * share < drawn[:, column].std() < 2 * noise * share
 
 
 def test_counts_and_pairs_have_noise_of_their_own(config: PlatformConfig) -> None:
@@ -243,7 +250,7 @@ def test_the_ledger_is_charged_for_one_gaussian_over_everyone(
 
 def test_whoever_breaks_secure_aggregation_faces_the_platforms_own_noise(tmp_path: Path) -> None:
     config = move_in(tmp_path, trust="secagg-simulated")
-    released(config, num_platforms=5)
+    released(config, num_platforms=5, secagg=secagg_terms(5, noise_std=10.0))
     (body,) = [body for kind, _, body in durable_entries(config) if kind == "reserve"]
     assert body["mechanism"]["noise_multiplier"] == 10.0
     assert body["mechanism_if_broken"]["noise_multiplier"] == 5.0
@@ -374,7 +381,11 @@ def asked_with(quantity: SumQuantity = "item-pairs", **arrays: Any) -> Arrays:  
 
 HOSTILE: dict[str, tuple[dict[str, Any], Arrays | None, str]] = {
     "no-trust": ({"trust": "none", "noise_multiplier": 0.0}, None, "trust: asked for 'none'"),
-    "promised-secrecy": ({"trust": "secagg-simulated"}, None, "trust: asked for 'secagg"),
+    "promised-secrecy": (
+        {"trust": "secagg", "secagg": secagg_terms(2)},
+        None,
+        "trust: asked for 'secagg'",
+    ),
     "no-noise": ({"noise_multiplier": 0.0}, None, "noise_multiplier: .*at least 0.3"),
     "little-noise": ({"noise_multiplier": 0.29}, None, "noise_multiplier: .*at least 0.3"),
     "other-platform": ({"platform": "south"}, None, "platform: the request is for 'south'"),
@@ -465,7 +476,7 @@ SMUGGLED: dict[str, tuple[dict[str, object], str]] = {
     "noise-nan": ({"noise_multiplier": math.nan}, "noise_multiplier"),
     "noise-infinity": ({"noise_multiplier": math.inf}, "noise_multiplier"),
     "noise-negative": ({"noise_multiplier": -1.0}, "noise_multiplier"),
-    "alone": ({"trust": "secagg-simulated", "num_platforms": 1}, "at least two"),
+    "alone": ({"trust": "secagg-simulated", "num_platforms": 1}, "secagg: found None"),
     "nobody": ({"num_platforms": 0}, "num_platforms"),
     "run": ({"run_id": "spring/1"}, "run_id"),
 }

@@ -27,10 +27,14 @@ from common.messages import (
 )
 from common.models.ncf import NcfConfig
 from common.privacy.mechanisms import SampledGaussian
+from common.secagg.terms import SecaggTerms
 from common.storage import pack_arrays, sha256
+from tests.terms import secagg_terms
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from common.privacy.mechanisms import TrustMode
 
 TRAIN = TrainRequest(
     run_id="spring",
@@ -303,7 +307,7 @@ OTHER_VALUES: dict[str, Any] = {
     "platform": "south",
     "catalogue_digest": "d" * 64,
     "model": NcfConfig(dim=5),
-    "trust": "secagg-simulated",
+    "trust": "none",
     "num_platforms": 4,
     "noise_multiplier": math.nextafter(1.5, 2.0),
     "clipping_norm": math.nextafter(0.25, 1.0),
@@ -324,7 +328,7 @@ OTHER_MODELS: dict[str, Any] = {
 
 
 def test_the_digest_changes_with_every_field() -> None:
-    assert OTHER_VALUES.keys() == {field.name for field in fields(TrainRequest)}
+    assert {*OTHER_VALUES, "secagg"} == {field.name for field in fields(TrainRequest)}
     assert OTHER_MODELS.keys() == {field.name for field in fields(NcfConfig)}
     base = replace(TRAIN, model=NcfConfig(loss="sampled-softmax"))
     requests = [replace(base, **{name: value}) for name, value in OTHER_VALUES.items()]
@@ -340,7 +344,7 @@ def test_the_digest_of_a_sum_changes_with_every_field() -> None:
         name: OTHER_VALUES[name] for name in OTHER_VALUES.keys() & set(plain(SUM))
     }
     others["quantity"] = "item-counts"
-    assert others.keys() == {field.name for field in fields(SumRequest)}
+    assert {*others, "secagg"} == {field.name for field in fields(SumRequest)}
     requests = [SUM, *(replace(SUM, **{name: value}) for name, value in others.items())]
     assert len({request.digest(ARRAYS_DIGEST) for request in requests}) == len(requests)
     assert SUM.digest("other") != SUM.digest(ARRAYS_DIGEST)
@@ -359,21 +363,96 @@ def test_the_digest_changes_with_the_arrays() -> None:
     assert TRAIN.digest(sha256(pack_arrays(one_bit, {}))) != TRAIN.digest(ARRAYS_DIGEST)
 
 
+Asked = TrainRequest | SumRequest
+
+
+def summed(request: Asked, terms: SecaggTerms, trust: TrustMode = "secagg") -> Asked:
+    changes: dict[str, Any] = {
+        "trust": trust,
+        "num_platforms": len(terms.participants),
+        "secagg": terms,
+    }
+    if isinstance(request, TrainRequest):
+        changes["local_steps"] = 1
+    return replace(request, **changes)
+
+
+OTHER_TERMS: dict[str, Any] = {
+    "participants": (*secagg_terms(10).participants[:-1], "zoo"),
+    "max_dropped": 2,
+    "max_colluding": 2,
+    "neighbours": 8,
+    "lattice": replace(secagg_terms(10).lattice, exponent=3),
+}
+
+
 @pytest.mark.parametrize("asked", [TRAIN, SUM], ids=["round", "sum"])
-@pytest.mark.parametrize("num_platforms", [2, 3, 10, 1000])
-def test_whoever_subtracts_her_own_noise_still_faces_all_of_it(
-    asked: TrainRequest | SumRequest, num_platforms: int
+def test_the_digest_changes_with_every_term_of_a_secure_sum(
+    asked: TrainRequest | SumRequest,
 ) -> None:
-    request = replace(asked, trust="secagg-simulated", num_platforms=num_platforms)
-    variance_of_the_others = (num_platforms - 1) * request.noise_share**2
-    assert variance_of_the_others >= 1 - 1e-12
-    assert variance_of_the_others <= 1 + 1e-12, "and no more noise than that"
+    assert OTHER_TERMS.keys() == {field.name for field in fields(SecaggTerms)}
+    base = secagg_terms(10, max_dropped=1)
+    changed: list[SecaggTerms] = [
+        replace(base, **{name: value}) for name, value in OTHER_TERMS.items()
+    ]
+    requests = [summed(asked, terms) for terms in (base, *changed)]
+    for digest in (asked.digest.__name__, asked.common_digest.__name__):
+        digests = {getattr(request, digest)(ARRAYS_DIGEST) for request in requests}
+        assert len(digests) == 1 + len(OTHER_TERMS)
+    assert from_json(to_json(requests[0]), type(asked)) == requests[0]
+
+
+def test_all_platforms_share_one_digest_of_what_they_are_asked_and_have_one_of_their_own() -> None:
+    for asked in (TRAIN, SUM):
+        first = summed(asked, secagg_terms(4))
+        second = replace(first, platform="p0001")
+        assert first.common_digest(ARRAYS_DIGEST) == second.common_digest(ARRAYS_DIGEST)
+        assert first.digest(ARRAYS_DIGEST) != second.digest(ARRAYS_DIGEST)
+        assert first.common_digest("other") != first.common_digest(ARRAYS_DIGEST)
+        assert (first.id_for("p0001"), second.request_id) == (second.request_id,) * 2
+
+
+@pytest.mark.parametrize("trust", ["secagg", "secagg-simulated"])
+@pytest.mark.parametrize("asked", [TRAIN, SUM], ids=["round", "sum"])
+@pytest.mark.parametrize(
+    ("num_platforms", "max_dropped", "max_colluding"),
+    [(2, 0, 1), (3, 0, 1), (10, 0, 1), (10, 3, 2), (1000, 300, 100)],
+)
+def test_whoever_knows_what_colluding_platforms_added_still_faces_all_of_the_noise(
+    asked: TrainRequest | SumRequest,
+    trust: TrustMode,
+    num_platforms: int,
+    max_dropped: int,
+    max_colluding: int,
+) -> None:
+    terms = secagg_terms(num_platforms, max_dropped=max_dropped, max_colluding=max_colluding)
+    request = summed(asked, terms, trust)
+    unknown = num_platforms - max_dropped - max_colluding
+    assert unknown * request.noise_share**2 == pytest.approx(1.0), "and no more noise than that"
+    scale = TRAIN.clipping_norm if asked is TRAIN else 1.0
+    assert request.noise_std == request.noise_share * request.noise_multiplier * scale
     assert request.mechanism().noise_multiplier == TRAIN.noise_multiplier
 
 
-def test_the_sum_is_protected_only_with_somebody_else_in_it() -> None:
-    with pytest.raises(ConfigError, match="at least two"):
-        replace(TRAIN, trust="secagg-simulated", num_platforms=1)
+def test_a_secure_sum_has_terms_and_no_other_request_has() -> None:
+    terms = secagg_terms(3)
+    wrong: list[dict[str, Any]] = [
+        {"trust": "secagg"},
+        {"trust": "secagg-simulated"},
+        {"trust": "local", "secagg": terms},
+        {"trust": "none", "secagg": terms},
+    ]
+    for changes in wrong:
+        with pytest.raises(ConfigError, match=r"secagg: .* does not go with trust"):
+            replace(SUM, **changes)
+    with pytest.raises(ConfigError, match="num_platforms"):
+        replace(SUM, trust="secagg", secagg=terms, num_platforms=4)
+
+
+def test_a_round_of_a_secure_sum_has_one_noisy_step() -> None:
+    """A platform's second step follows from its first, which has its own share of the noise."""
+    with pytest.raises(ConfigError, match="local_steps: secure aggregation takes one"):
+        replace(TRAIN, trust="secagg", num_platforms=3, secagg=secagg_terms(3))
 
 
 @pytest.mark.parametrize("trust", ["local", "none"])
@@ -390,8 +469,8 @@ def test_without_secure_aggregation_a_platform_adds_all_its_noise(
 def test_the_ledger_is_charged_for_what_was_asked() -> None:
     asked = SampledGaussian(noise_multiplier=1.5, sampling_rate=0.5, steps=2)
     assert TRAIN.mechanism() == asked
-    broken = replace(TRAIN, trust="secagg-simulated", num_platforms=5).mechanism_if_broken()
-    assert broken == replace(asked, noise_multiplier=0.75)
+    broken = summed(TRAIN, secagg_terms(5)).mechanism_if_broken()
+    assert broken == replace(asked, noise_multiplier=0.75, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from common.messages import (
 )
 from common.models.ncf import NcfConfig
 from common.models.pairs import num_pairs
-from common.models.partition import shared_shapes
+from common.models.partition import LATTICE, flatten, shared_shapes
 from common.rng import derived_generator
 from common.wire import decode, encode
 from server.config import (
@@ -47,6 +47,7 @@ from simulations.engines.in_process import InProcessGrid
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from common.messages import ReleaseRequest
     from common.models.partition import Arrays, SumQuantity
 
 MODEL = NcfConfig(dim=3)
@@ -76,7 +77,18 @@ def reply(name: str, round_number: int, **changes: Any) -> Reply:  # noqa: ANN40
 
 def honest_release(request: TrainRequest) -> Answer:
     name, number = request.platform, request.round_number
-    return encode(reply(name, number, run_id=request.run_id), release(name, number))
+    arrays = release(name, number)
+    if request.secagg is not None:
+        # Without the step that the server takes for it.
+        arrays = on_lattice(flatten(arrays) * -request.denominator / request.learning_rate, request)
+    return encode(reply(name, number, run_id=request.run_id), arrays)
+
+
+def on_lattice(numbers: np.ndarray, request: ReleaseRequest) -> Arrays:
+    assert request.secagg is not None
+    lattice = request.secagg.lattice
+    steps = np.round(numbers.astype(np.float64) / lattice.step).astype(np.int64)
+    return {LATTICE: steps.astype(lattice.dtype)}
 
 
 def sum_release(name: str, quantity: SumQuantity, num_asked: int) -> Arrays:
@@ -88,6 +100,8 @@ def sum_release(name: str, quantity: SumQuantity, num_asked: int) -> Arrays:
 def honest_sum(request: SumRequest, asked: Arrays) -> Answer:
     name = request.platform
     sums = sum_release(name, request.quantity, len(asked["items"]))
+    if request.secagg is not None:
+        sums = on_lattice(sums["sum"], request)
     return encode(reply(name, 0, run_id=request.run_id), sums)
 
 

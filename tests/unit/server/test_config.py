@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,9 +14,13 @@ from server.config import (
     FederationConfig,
     FederationSection,
     MechanismSection,
+    SecaggSection,
     SumsSection,
     TrainingSection,
 )
+
+if TYPE_CHECKING:
+    from common.privacy.mechanisms import TrustMode
 
 
 def federation(**changes: Any) -> FederationSection:  # noqa: ANN401 - any field
@@ -180,7 +184,7 @@ def test_a_mistake_in_the_file_is_named_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "federation.toml"
     path.write_text(
         '[federation]\nrun_id = "x"\nrounds = 1\nplatforms = ["a", "b"]\n'
-        '[catalogue]\nfile = "c.csv"\n[mechanism]\nnoise_multiplier = 1.0\ntrust = "secagg"\n',
+        '[catalogue]\nfile = "c.csv"\n[mechanism]\nnoise_multiplier = 1.0\ntrust = "secret"\n',
         encoding="utf-8",
     )
     with pytest.raises(ConfigError, match=r"federation\.toml: \[mechanism\] trust.*local"):
@@ -191,3 +195,52 @@ def test_a_round_is_priced_as_it_is_asked_for() -> None:
     mechanism = MechanismSection(noise_multiplier=0.7, sampling_rate=0.1, local_steps=2).per_round()
     priced = (mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps, mechanism.unit)
     assert priced == (0.7, 0.1, 2, "user")
+
+
+def summed(number: int, **secagg: Any) -> FederationConfig:  # noqa: ANN401 - any field
+    names = tuple(f"p{k}" for k in range(number))
+    return FederationConfig(
+        federation=federation(platforms=names),
+        catalogue=CatalogueSection(agree=True),
+        mechanism=MechanismSection(noise_multiplier=0.7, trust="secagg"),
+        secagg=SecaggSection(**secagg),
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "secagg", "named"),
+    [
+        (5, {"max_dropped": 2}, "of 5 platforms 2 may drop out and 1 collude"),
+        (5, {"max_dropped": 1, "max_colluding": 3}, "of 5 platforms 1 may drop out and 3 collude"),
+        (2, {"max_dropped": 1}, "of 2 platforms 1 may drop out"),
+        (10, {"max_dropped": 5}, "of 10 platforms 5 may drop out"),
+        (5, {"neighbours": 0}, "neighbours: found 0"),
+        (5, {"stage_timeout_seconds": 0.0}, "stage_timeout_seconds"),
+        (5, {"stage_timeout_seconds": math.nan}, "stage_timeout_seconds"),
+    ],
+)
+def test_a_secure_sum_that_could_not_be_opened_is_refused(
+    number: int, secagg: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        summed(number, **secagg)
+
+
+def test_as_many_may_drop_out_as_leave_one_list_of_survivors() -> None:
+    for number, max_dropped in ((2, 0), (3, 0), (4, 1), (10, 4), (100, 49)):
+        terms = summed(number, max_dropped=max_dropped).secagg.terms(
+            tuple(f"p{k:03}" for k in range(number)), noise_std=1.0, largest_sum=1e4
+        )
+        assert terms.min_summed == number - max_dropped
+        assert terms.is_complete
+
+
+def test_a_round_of_a_secure_sum_has_one_step_and_shows_no_single_release() -> None:
+    config = summed(5)
+    modes: tuple[TrustMode, ...] = ("secagg", "secagg-simulated")
+    for mechanism in modes:
+        steps = MechanismSection(noise_multiplier=0.7, local_steps=2, trust=mechanism)
+        with pytest.raises(ConfigError, match=r"local_steps = 2: .* one noisy step"):
+            replace(config, mechanism=steps)
+        with pytest.raises(ConfigError, match="needs each release by itself"):
+            replace(config, training=TrainingSection(aggregation="median"))

@@ -173,5 +173,5 @@ def test_under_secure_aggregation_a_run_cannot_go_on_without_it(tmp_path: Path) 
     catalogue = tmp_path / "catalogue.csv"
     shops = [Shop(profile=profile(n, catalogue, trust="secagg-simulated")) for n in HONEST]
     evil = profile("evil", catalogue, trust="secagg-simulated")
-    with pytest.raises(RunFailed, match="2 of 3 platforms released, 3 are needed for all"):
+    with pytest.raises(RunFailed, match=r"2 of 3 platforms released, .* at least 3"):
         FederationRun(config, ScriptedGrid([*shops, Shop(profile=evil, train=BAD["error"])])).run()

@@ -33,6 +33,8 @@ OTHER_VALUES: dict[str, Any] = {
     "epsilon": 3.0,
     "delta": 1e-6,
     "trust": "none",
+    "max_dropped": 1,
+    "max_colluding": 2,
     "rounds": 3,
     "sampling_rate": 0.5,
     "local_steps": 2,
@@ -62,7 +64,10 @@ OTHER_VALUES: dict[str, Any] = {
         ({"sampling_rate": 0.5}, "sampling_rate: .*plan 'ncf'"),
         ({"sampling_rate": 0.5, "plan": "both"}, "sampling_rate: .*plan 'ncf'"),
         ({"plan": "sums"}, "plan: found 'sums', expected one of pairs, ncf, both"),
-        ({"trust": "secagg"}, "trust: .*secagg-simulated"),
+        ({"trust": "secret"}, "trust: .*secagg-simulated"),
+        ({"trust": "secagg", "local_steps": 2}, "local_steps: found 2; with trust 'secagg'"),
+        ({"max_dropped": -1}, "max_dropped: found -1"),
+        ({"max_colluding": 0}, "max_colluding: found 0"),
         ({"rounds": 0}, "rounds"),
         ({"local_steps": 0}, "local steps"),
         ({"epochs": 0}, "epochs"),
@@ -121,3 +126,10 @@ def test_the_file_comes_back_as_it_was_written(tmp_path: Path) -> None:
         path = tmp_path / "simulation.toml"
         path.write_text(dump_config(options), encoding="utf-8")
         assert load_config(path, SimulationOptions) == options
+
+
+def test_a_sum_under_masks_has_the_noise_of_the_one_in_the_clear() -> None:
+    names = {
+        SimulationOptions(trust=trust).run_id for trust in ("secagg", "secagg-simulated", "local")
+    }
+    assert len(names) == 2
