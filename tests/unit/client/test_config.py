@@ -229,7 +229,10 @@ def test_secure_sums_need_keys_and_somebody_to_hide_among(tmp_path: Path) -> Non
     privacy = replace(config.privacy, trust="secagg")
     with pytest.raises(ConfigError, match=r"needs a \[secagg\] section"):
         replace(config, privacy=privacy)
-    keys = {"private_key": tmp_path / "node.key", "platform_keys": tmp_path / "platforms"}
+    keys: dict[str, Any] = {
+        "private_key": tmp_path / "node.key",
+        "platform_keys": tmp_path / "platforms",
+    }
     assert replace(config, privacy=privacy, secagg=SecaggSection(**keys)).secagg
     with pytest.raises(ConfigError, match="min_summed: found 1"):
         SecaggSection(**keys, min_summed=1)
