@@ -32,8 +32,8 @@ TRUST_WORDS = {
     "none": "without noise",
 }
 SIMULATED_SECAGG = (
-    "Figures with secure aggregation need a secure aggregation protocol between the platforms. "
-    "Here it is simulated: its noise is added, the protocol itself is not performed."
+    "Figures with secure aggregation are of sums that were added up in the clear; under masks "
+    "(--trust secagg) they are the same to the bit, and take longer."
 )
 
 
