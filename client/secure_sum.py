@@ -203,6 +203,9 @@ class SecureSum:
             session.check_size(request.names, "whose releases arrived")
             if not set(request.names) <= set(kept.sharers):
                 raise RequestRefused("secagg: a survivor dealt no shares.")
+            if self._name not in request.names:
+                msg = f"secagg: {self._name!r} is not in this sum and does not help to open it."
+                raise RequestRefused(msg)
             statement = survivors_statement(session, request.names)
             signature = sign(read_private_key(self._config.private_key), statement)
             kept = replace(kept, survivors=request.names, signature=signature)
@@ -222,8 +225,8 @@ class SecureSum:
         if session is None or not kept.sharers or not kept.survivors:
             raise RequestRefused("secagg: not the stage at which masks are taken away.")
         session.check_size(request.names, "who confirmed the survivors")
-        if not set(request.names) <= set(session.present):
-            raise RequestRefused("secagg: those who confirmed are not of this session.")
+        if not set(request.names) <= set(kept.survivors):
+            raise RequestRefused("secagg: those who confirmed are not in the sum.")
         found = unpack_bytes(arrays, ("signatures",), len(request.names))["signatures"]
         statement = survivors_statement(session, kept.survivors)
         for name, signature in zip(request.names, found, strict=True):

@@ -245,7 +245,8 @@ class SecaggSection:
     """Platforms that may tell the coordinator all they know; they cost as much."""
     neighbours: int | None = None
     """Platforms that each one exchanges masks and shares with: an even number of at least
-    ``max_colluding + max_dropped + 1``; all others if left out. Saves time with very many."""
+    ``max_colluding + max_dropped + 1`` and ``max_colluding + 2 max_dropped``; all others if left
+    out. Saves time with very many."""
     stage_timeout_seconds: float = 120.0
     """How long platforms have for each stage that follows the training."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from common.errors import InvalidRelease, RequestRefused
@@ -88,20 +88,20 @@ class Session:
     """SHA-256 of all that the platforms were asked, but for whom."""
     advertised: Mapping[str, Advertised]
     """By platform."""
+    present: tuple[str, ...] = field(init=False)
+    """Who is there, increasing."""
+    digest: bytes = field(init=False)
+    """Names the session: terms, request, platforms and keys are all in it."""
 
-    @property
-    def present(self) -> tuple[str, ...]:
-        """Who is there, increasing."""
-        return tuple(sorted(self.advertised))
-
-    @property
-    def digest(self) -> bytes:
-        """Names the session: terms, request, platforms and keys are all in it."""
+    def __post_init__(self) -> None:
+        """Compute once what every key is derived from."""
+        present = tuple(sorted(self.advertised))
         parts = [b"crossrec secagg session", self.request_digest.encode()]
-        for name in self.present:
+        for name in present:
             keys = self.advertised[name]
             parts += [name.encode(), keys.sealing_key, keys.mask_key, keys.signature]
-        return _digest(parts)
+        object.__setattr__(self, "present", present)
+        object.__setattr__(self, "digest", _digest(parts))
 
     def check_size(self, names: tuple[str, ...], what: str) -> None:
         """Refuse a sum of fewer platforms than the noise was made for.

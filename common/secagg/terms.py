@@ -13,6 +13,12 @@ so that whoever knows the parts of c platforms still faces all of the noise. The
   open the sum are missing d of a platform's shares at most, and colluding ones hold c of them.
   Bell et al. 2020 draw their graph at random, for numbers of
   colluding platforms that grow with K; a fixed one needs no coin that the coordinator could load.
+- ``neighbours >= c + 2 d`` as well, or everybody. A coordinator that lies may tell a platform that
+  d others dealt no shares, so that it leaves out their masks; if g such platforms are in the sum
+  and cannot confirm it, it lacks d - g at most. Each has at most g - 1 neighbours among them, c
+  that collude, d - g that lack and d that were kept from it: with one more it has a mask in common
+  with somebody else in the sum. If everybody is a neighbour, it knows t of K and the sum has t + g,
+  so more than c + g are in both.
 """
 
 from __future__ import annotations
@@ -66,11 +72,12 @@ class SecaggTerms:
             )
             raise ConfigError(msg)
         if not self.is_complete:
-            least = self.max_colluding + self.max_dropped + 1
+            least = self.max_colluding + max(self.max_dropped + 1, 2 * self.max_dropped)
             if self.neighbours % 2 or self.neighbours < least:
                 msg = (
                     f"neighbours: found {self.neighbours}, expected an even number of at least "
-                    f"{least} (max_colluding + max_dropped + 1), or {number - 1} for everybody."
+                    f"{least} (max_colluding + max_dropped + 1, and max_colluding + 2 "
+                    f"max_dropped), or {number - 1} for everybody."
                 )
                 raise ConfigError(msg)
         self.lattice.check_number(number)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, StateError
 from common.keys import (
+    SIGNATURE_BYTES,
     fingerprint,
+    new_key_pair,
     parse_public_key,
     read_private_key,
     read_public_key,
@@ -117,3 +119,33 @@ def test_a_changed_signature_does_not_hold(place: int) -> None:
     signature = bytearray(sign(KEY, b"message"))
     signature[place] ^= 1
     assert not verify(KEY.public_key(), bytes(signature), b"message")
+
+
+def test_a_new_pair_belongs_together_and_is_no_other(tmp_path: Path) -> None:
+    publics = []
+    for name in ("shop-a", "shop-b"):
+        private, public = new_key_pair(name)
+        assert public.endswith(f" {name}\n".encode())
+        (tmp_path / name).write_bytes(private)
+        key = read_private_key(tmp_path / name)
+        publics.append(parse_public_key(public, name))
+        assert verify(publics[-1], sign(key, b"message"), b"message")
+    assert publics[0] != publics[1]
+
+
+def test_signatures_have_one_length_and_each_is_another() -> None:
+    found = [sign(KEY, b"message")]
+    # One in 128 has a number that begins with a zero byte: 4,000 without are unheard of.
+    while 0 not in (found[-1][0], found[-1][48]):
+        assert len(found) < 4000
+        found.append(sign(KEY, b"message"))
+    assert {len(signature) for signature in found} == {SIGNATURE_BYTES}
+    assert len(set(found)) == len(found)
+    assert verify(KEY.public_key(), found[-1], b"message")
+
+
+@pytest.mark.parametrize("half", [bytes(48), bytes(47) + b"\x01", b"\xff" * 48])
+def test_numbers_at_the_ends_are_no_signature(half: bytes) -> None:
+    right = sign(KEY, b"message")
+    for signature in (half + half, half + right[48:], right[:48] + half, right[48:] + right[:48]):
+        assert not verify(KEY.public_key(), signature, b"message")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.privacy import noise, randomness
-from common.privacy.noise import add_gaussian_noise_, grid_step
-from common.privacy.randomness import SeededRandom, SystemRandom
+from common.privacy.noise import add_gaussian_noise_, add_noise_in_steps_, grid_step
+from common.privacy.randomness import MAX_DEVIATION, SeededRandom, SystemRandom
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,3 +117,42 @@ def test_large_sums_keep_their_noise(std: float, large: float) -> None:
     total = torch.full((1000,), large * std, dtype=torch.float64)
     found = noisy(total, std) - total
     assert 0.9 * std < found.std() < 1.1 * std
+
+
+@pytest.mark.parametrize("step", [2.0**-20, 0.25, 1.0, 2.0**20])
+def test_noise_in_steps_is_the_noise_made_whole(step: float) -> None:
+    total = torch.linspace(-50.0, 50.0, 1001, dtype=torch.float64)
+    found = total.clone()
+    add_noise_in_steps_(found, STD, step, SeededRandom(3))
+    exact = total + SeededRandom(3).gaussian(1001, STD)
+    assert torch.equal(found, found.round())
+    assert (found * step - exact).abs().max() <= step * (0.5 + 1e-9)
+
+
+def test_a_noisy_sum_is_its_noise_in_steps_of_the_grid() -> None:
+    total = torch.linspace(-50.0, 50.0, 1001, dtype=torch.float64)
+    steps = total.clone()
+    add_noise_in_steps_(steps, STD, grid_step(STD), SeededRandom(3))
+    assert torch.equal(steps * grid_step(STD), noisy(total))
+
+
+class ChosenWords(SeededRandom):
+    """Draws what it is told to, again and again."""
+
+    def __init__(self, word: int) -> None:
+        super().__init__(0)
+        self._word = word
+
+    def _words(self, size: int) -> Tensor:
+        return torch.full((size,), self._word, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("std", [1e-3, 1.0, 512.0])
+def test_no_noise_is_farther_out_than_stated(std: float) -> None:
+    farthest = 0.0
+    for word in (0, 1, 2, -1, -2, 2**63 - 1, -(2**63), 2**62, -(2**62)):
+        for size in (1, 2, 5):
+            draws = ChosenWords(word).gaussian(size, std)
+            assert torch.isfinite(draws).all()
+            farthest = max(farthest, float(draws.abs().max()) / std)
+    assert MAX_DEVIATION - 0.1 < farthest <= MAX_DEVIATION
