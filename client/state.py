@@ -252,12 +252,13 @@ class PlatformState:
         run = spends[-1].request_id.partition("/")[0]
         sums = [s for s in spends if _is_sum(s.request_id) and s.request_id.startswith(run + "/")]
         latest = {spend.request_id for spend in (*rounds[-self._keep_releases :], *sums)}
-        self.sessions.forget_all_but(latest)
         for kind in ("releases", "private"):
             kept = {self._file(kind, request_id) for request_id in latest}
             for path in (self._folder / kind).glob("*.safetensors"):
                 if path not in kept:
                     path.unlink(missing_ok=True)
+        # After the releases: one that is there must know in which sum it was confirmed.
+        self.sessions.forget_all_but(latest)
 
 
 def _is_sum(request_id: str) -> bool:

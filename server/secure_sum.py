@@ -22,6 +22,7 @@ from common.errors import InvalidRelease, RunFailed, StateError
 from common.keys import read_public_key, verify
 from common.messages import SECAGG, SecaggStage
 from common.models.partition import LATTICE, check_lattice
+from common.secagg.keys import check_public_key
 from common.secagg.protocol import (
     Advertised,
     Session,
@@ -168,6 +169,9 @@ class SecureSums:
             statement = keys_statement(digest, name, found.sealing_key, found.mask_key)
             if keys is not None and not verify(keys[name], found.signature, statement):
                 raise InvalidRelease("its keys are not signed by its registered key.")
+            # Signed or not, one that is of no use would stop each platform that is told it.
+            for key in (found.sealing_key, found.mask_key):
+                check_public_key(key)
             advertised[name] = found
             return arrays
 

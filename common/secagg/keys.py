@@ -53,6 +53,15 @@ def agreed_key(private: bytes, public: bytes, *, session: bytes, purpose: bytes)
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=session, info=purpose).derive(secret)
 
 
+def check_public_key(public: bytes) -> None:
+    """Refuse a key that nobody can agree on anything with, before it is passed on.
+
+    Raises:
+        InvalidRelease: if it is of low order.
+    """
+    agreed_key(new_private_key(), public, session=b"", purpose=b"")
+
+
 def seal(key: bytes, message: bytes) -> bytes:
     """Encrypt and authenticate the one message of ``key``; 16 bytes longer."""
     return AESGCM(key).encrypt(_NONCE, message, None)
