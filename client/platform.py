@@ -246,7 +246,7 @@ class Platform:
         if self._config.privacy.trust != "secagg" or self._config.secagg is None:
             msg = "secagg: this platform takes part in no secure sums."
             raise RequestRefused(msg)
-        return SecureSum(self.name, self._config.secagg, state.sessions)
+        return SecureSum(self.name, self._config.secagg, state.sessions, state.ledger)
 
     def _release(
         self,

@@ -6,8 +6,9 @@ disk and recorded by then. Every answer is written down before it leaves:
 - a key pair is for one session. Whoever begins anew gets new keys and cannot use the old ones;
 - each stage is answered once. Only the last two are answered again, with the same bytes: the
   coordinator may have lost the answers;
-- a list of survivors is confirmed once for a release, whatever becomes of the session. From then on
-  there is no other session for it, so no second sum with this platform in it.
+- a list of survivors is confirmed once for a release, whatever becomes of the session or its file:
+  the ledger holds it. From then on there is no other session for it, so no second sum with this
+  platform in it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.config import parse_config
 from common.errors import ConfigError, RequestRefused, StateError
@@ -39,12 +40,13 @@ from common.secagg.wire import pack_bytes, unpack_bytes, unpack_keys
 from common.storage import read_content, write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from client.config import SecaggSection
     from common.messages import SecaggStage
     from common.models.partition import Arrays
+    from common.privacy.account import Account
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,14 +107,27 @@ class SessionFiles:
                 path.unlink(missing_ok=True)
 
 
+class Confirmations(Protocol):
+    """What a ledger knows of confirmed lists: see :class:`common.privacy.ledger.Ledger`."""
+
+    def account(self) -> Account:
+        """With ``confirmations`` by release."""
+
+    def confirm(self, request_id: str, sha256: str, survivors: Sequence[str]) -> None:
+        """Record one, durably, or refuse another."""
+
+
 class SecureSum:
     """Answers the stages for one platform."""
 
-    def __init__(self, name: str, config: SecaggSection, files: SessionFiles) -> None:
+    def __init__(
+        self, name: str, config: SecaggSection, files: SessionFiles, ledger: Confirmations
+    ) -> None:
         """Name the place; keys are read when they are needed."""
         self._name = name
         self._config = config
         self._files = files
+        self._ledger = ledger
 
     def advertise(self, request_id: str, request_digest: str, terms: SecaggTerms) -> Arrays:
         """Begin a session for a release that is on disk: fresh keys, signed.
@@ -120,8 +135,7 @@ class SecureSum:
         Raises:
             RequestRefused: if survivors were confirmed in an earlier session.
         """
-        earlier = self._files.load(request_id)
-        if earlier is not None and earlier.survivors:
+        if request_id in self._ledger.account().confirmations:
             msg = "secagg: who is in this sum was confirmed already; it is not begun anew."
             raise RequestRefused(msg)
         own = Secrets.new()
@@ -207,6 +221,7 @@ class SecureSum:
                 msg = f"secagg: {self._name!r} is not in this sum and does not help to open it."
                 raise RequestRefused(msg)
             statement = survivors_statement(session, request.names)
+            self._ledger.confirm(request.request_id, statement.hex(), request.names)
             signature = sign(read_private_key(self._config.private_key), statement)
             kept = replace(kept, survivors=request.names, signature=signature)
             self._files.save(request.request_id, kept)

@@ -26,7 +26,7 @@ from common.privacy.mechanisms import MAX_STEPS, PrivacyUnit, SampledGaussian, m
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-EntryKind = Literal["grant", "reserve", "commit", "decline", "note"]
+EntryKind = Literal["grant", "reserve", "commit", "confirm", "decline", "note"]
 
 _DECODER = json.JSONDecoder()
 
@@ -153,6 +153,8 @@ class Account:
     """How many of them belong to earlier periods."""
     releases: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each release that was made, by request id."""
+    confirmations: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the one list that says who is in a secure sum with a release, by request id."""
     num_declined: int = 0
     """Requests that were declined and written down."""
 
@@ -305,12 +307,15 @@ def account_of(entries: Iterable[Entry], start: Account | None = None) -> Accoun
     """
     account = start or Account()
     spends, releases = list(account.spends), dict(account.releases)
+    confirmations = dict(account.confirmations)
     for entry in entries:
         try:
             if entry.kind == "reserve":
                 spends.append(_spend_of(entry))
             elif entry.kind == "commit":
                 releases[entry.request_id] = _decode(entry.body)["sha256"]
+            elif entry.kind == "confirm":
+                confirmations[entry.request_id] = _decode(entry.body)["sha256"]
             elif entry.kind == "decline":
                 account = replace(account, num_declined=account.num_declined + 1)
             elif entry.kind == "grant":
@@ -320,7 +325,7 @@ def account_of(entries: Iterable[Entry], start: Account | None = None) -> Accoun
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             msg = f"entry {entry.sequence} ({entry.kind}) cannot be understood: {error}"
             raise StateError(msg) from error
-    return replace(account, spends=tuple(spends), releases=releases)
+    return replace(account, spends=tuple(spends), releases=releases, confirmations=confirmations)
 
 
 def _terms(budget: Budget) -> str:

@@ -39,7 +39,7 @@ from common.privacy.mechanisms import mechanism_from_dict
 from common.storage import sync_folder, write_durably
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 LEDGER_FILE = "ledger.sqlite"
 """Its name in a platform's state folder."""
@@ -242,6 +242,34 @@ class Ledger:
                 msg = f"{self.path}: nothing was reserved for this release."
                 raise StateError(msg)
             self._append("commit", request_id, {"sha256": sha256}, self.now())
+        self._write_head()
+
+    def confirm(self, request_id: str, sha256: str, survivors: Sequence[str]) -> None:
+        """Record the one list of who is in a secure sum with this release; call before signing it.
+
+        Two sums with the same release in them could be subtracted from each other.
+
+        Args:
+            request_id: of the release.
+            sha256: of what is signed.
+            survivors: platforms in the sum.
+
+        Raises:
+            RequestRefused: if another list is recorded.
+            StateError: if no release is recorded.
+        """
+        with self._writing():
+            recorded = self._account.confirmations.get(request_id)
+            if recorded == sha256:
+                return
+            if recorded is not None:
+                msg = "secagg: other survivors were confirmed for this release; there is one list."
+                raise RequestRefused(msg)
+            if request_id not in self._account.releases:
+                msg = f"{self.path}: no release is recorded that could be in a sum."
+                raise StateError(msg)
+            body = {"sha256": sha256, "survivors": list(survivors)}
+            self._append("confirm", request_id, body, self.now())
         self._write_head()
 
     def decline(self, request_id: str, reason: str) -> None:

@@ -17,6 +17,7 @@ from common.errors import ConfigError, InvalidRelease, RequestRefused
 from common.keys import new_key_pair, read_private_key, sign
 from common.messages import SecaggStage
 from common.models.partition import LATTICE
+from common.privacy.account import Account
 from common.secagg.keys import add_streams_
 from common.secagg.lattice import Lattice
 from common.secagg.protocol import Session, _own_key, _pair_keys, survivors_statement
@@ -25,7 +26,7 @@ from common.secagg.terms import SecaggTerms
 from common.secagg.wire import pack_bytes, pack_keys, unpack_bytes, unpack_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 SIZE = 64
@@ -53,6 +54,20 @@ def terms(number: int, *, dropped: int, neighbours: int) -> SecaggTerms:
     )
 
 
+class Confirmed:
+    """In place of a ledger."""
+
+    def __init__(self) -> None:
+        self._account = Account()
+
+    def account(self) -> Account:
+        return self._account
+
+    def confirm(self, request_id: str, sha256: str, survivors: Sequence[str]) -> None:
+        assert survivors
+        assert self._account.confirmations.setdefault(request_id, sha256) == sha256
+
+
 class Coordinator:
     """Asks what it likes; one platform tells it all that it knows."""
 
@@ -66,6 +81,7 @@ class Coordinator:
                 name,
                 SecaggSection(private_key=keys / f"{name}.key", platform_keys=keys, min_summed=2),
                 self.files[name],
+                Confirmed(),
             )
             for name in terms.participants
         }
