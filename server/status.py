@@ -89,6 +89,10 @@ def summarise(  # noqa: C901, PLR0912 - one case for each event
                 run.step = f"round {event['round']}"
             case "secagg-stage":
                 run.step = f"{event['what']}, {stage_of(event)}"
+                for name, outcome in event.get("missing", {}).items():
+                    # Its release may be in the sum all the same: then a reply follows.
+                    platform = run.platforms.setdefault(name, PlatformStatus())
+                    platform.last_outcome = f"{outcome} (stage {event['stage']!r})"
             case "sum-reply" | "reply":
                 _answered(_of(run, event), event["outcome"])
             case "sum-closed":

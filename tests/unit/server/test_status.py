@@ -85,3 +85,14 @@ def test_a_platform_that_drops_out_at_a_stage_keeps_its_cause() -> None:
     cause = "declined: refused: secagg: unknown key (secure aggregation, stage 'share')"
     run = summarise([BEGIN, {"event": "reply", "round": 1, "platform": "a", "outcome": cause}])
     assert run.platforms["a"] == PlatformStatus(num_refusals=1, last_outcome=cause)
+
+
+def test_who_did_not_help_to_open_a_sum_is_named_until_the_sum_is_open() -> None:
+    silent = {"b": "no answer: the round closed before it answered"}
+    stage = {"what": "round 1", "stage": "confirm", "platforms": 1, "missing": silent}
+    failed = [BEGIN, {"event": "secagg-stage", **stage}]
+    run = summarise(failed)
+    assert run.platforms["b"] == PlatformStatus(last_outcome=f"{silent['b']} (stage 'confirm')")
+    opened = {"event": "reply", "round": 1, "platform": "b", "outcome": "released"}
+    run = summarise([*failed, opened])
+    assert run.platforms["b"] == PlatformStatus(num_releases=1, last_outcome="released")
