@@ -17,9 +17,11 @@ from cryptography import x509
 
 from client.assortment import read_assortment
 from client.data import catalogue_is_known, load_catalogue, read_table
+from client.joining import trusted_keys
 from client.node import server_section
 from common.config import split_address
 from common.errors import CrossRecError, DataError
+from common.keys import fingerprint, read_private_key
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import read_content
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 10.0
 _SOON_DAYS = 30
+_SHORT = 12
+"""Digits of a fingerprint that tell keys apart at a glance; comparing takes all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +53,7 @@ def check_platform(config_file: Path, config: PlatformConfig) -> Iterator[Findin
     """Look at everything that a run will need, one finding after the other."""
     yield from _guarded("data", lambda: _data(config))
     yield from _guarded("budget", lambda: _budget(config))
+    yield from _guarded("keys", lambda: _keys(config))
     yield from _guarded("server", lambda: _server(server_section(config_file, config)))
 
 
@@ -68,8 +73,24 @@ def what_would_leave(config: PlatformConfig) -> list[str]:
             "item vectors and towers; each user's part is clipped, and all of them together cost a "
             f"{privacy.unit} at most epsilon {privacy.epsilon:g} at delta {privacy.delta:g}"
         ),
+        *_left_in_sums(config),
         "whether it answers, and how long that takes",
         "never: user ids, what a user did, user vectors, losses, metrics, numbers of users",
+    ]
+
+
+def _left_in_sums(config: PlatformConfig) -> list[str]:
+    section = config.secagg
+    if config.privacy.trust != "secagg" or section is None:
+        return []
+    return [
+        (
+            f"of these only the sum with those of {section.min_summed - 1} other platforms or more "
+            "can be read: they are sent under masks. That is the epsilon to whoever knows the "
+            f"releases of {section.max_colluding} of the others as well; `crossrec client ledger "
+            "status` shows it for the case that the masks failed"
+        ),
+        "public keys, signatures, and shares of the keys that the masks follow from",
     ]
 
 
@@ -127,6 +148,45 @@ def _budget(config: PlatformConfig) -> Iterator[Finding]:
         text=f"{stated}; spent {spent:.4f}, left {max(0.0, left):.4f}",
         is_fine=left > 0,
     )
+
+
+def _keys(config: PlatformConfig) -> Iterator[Finding]:
+    """Whom the platform trusts in secure sums, and whether its own key is what others are told."""
+    section, own_name = config.secagg, config.platform.name
+    if config.privacy.trust != "secagg" or section is None:
+        return
+    own = read_private_key(section.private_key).public_key()
+    known = trusted_keys(section)
+    names: dict[str, list[str]] = {}
+    for name, key in known.items():
+        names.setdefault(fingerprint(key), []).append(name)
+    shown = ", ".join(f"{name} {fingerprint(key)[:_SHORT]}" for name, key in known.items())
+    text = f"trusts the keys of {len(known)} platforms: {shown or 'none'}"
+    if len(known) < section.min_summed:
+        text += (
+            f"; a sum takes at least {section.min_summed}, itself included (min_summed). Get the "
+            "node.pub of the others from them, and add each: crossrec client trust NAME node.pub"
+        )
+    yield Finding(subject="keys", text=text, is_fine=len(known) >= section.min_summed)
+    if known.get(own_name) != own:
+        text = (
+            f"{section.platform_keys / own_name}.pub is not the public half of "
+            f"{section.private_key}: put this platform's own node.pub there."
+        )
+        yield Finding(subject="own key", text=text, is_fine=False)
+    for same in names.values():
+        if len(same) > 1:
+            text = (
+                f"{', '.join(same)} have one and the same key: whoever holds it counts as several "
+                f"platforms. Remove the wrong ones from {section.platform_keys}."
+            )
+            yield Finding(subject="keys", text=text, is_fine=False)
+    if config.server and read_private_key(config.server.private_key).public_key() != own:
+        text = (
+            f"{section.private_key} of [secagg] is not {config.server.private_key} of [server], "
+            "by which the coordinator knows this platform: name one key in both."
+        )
+        yield Finding(subject="own key", text=text, is_fine=False)
 
 
 def _server(server: ServerSection) -> Iterator[Finding]:

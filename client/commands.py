@@ -26,6 +26,13 @@ Config = Annotated[Path, typer.Argument(help="The platform's platform.toml.")]
 _DEFAULT = Path("platform.toml")
 
 
+class Trust(StrEnum):
+    """Choices of ``--trust``."""
+
+    local = "local"
+    secagg = "secagg"
+
+
 class Format(StrEnum):
     """Choices of ``--format``."""
 
@@ -59,6 +66,11 @@ def init(
         float, typer.Option(help="The whole budget of a user, over the federation's life.")
     ] = 8.0,
     delta: Annotated[float, typer.Option(help="Of the guarantee; below 1 / users.")] = 1e-5,
+    *,
+    trust: Annotated[
+        Trust,
+        typer.Option(help="As the federation's: local, or secagg, so that it shows sums only."),
+    ] = Trust.local,
 ) -> None:
     """Make a platform: its key pair, and its platform.toml with comments. Reads no user data.
 
@@ -68,6 +80,7 @@ def init(
     """
     from rich.console import Console
 
+    from client.config import PrivacySection
     from client.joining import CONFIG_FILE, PUBLIC_KEY, make_platform
 
     fingerprint = make_platform(
@@ -78,17 +91,54 @@ def init(
         source=data,
         assortment=assortment,
         population=population,
-        epsilon=epsilon,
-        delta=delta,
+        privacy=PrivacySection(epsilon=epsilon, delta=delta, trust=trust.value),
     )
+    secure = ""
+    if trust is Trust.secagg:
+        secure = (
+            f"   And to every other platform, not through the coordinator. With the node.pub of "
+            f"each of them: crossrec client trust NAME node.pub {folder / CONFIG_FILE}\n"
+        )
     Console().print(
         f"{folder}: platform {name}, fingerprint {fingerprint}.\n"
         f"1. Send {folder / PUBLIC_KEY} to the coordinator, and tell the fingerprint another way.\n"
+        f"{secure}"
         f"2. crossrec client check {folder / CONFIG_FILE}\n"
         f"3. crossrec client run {folder / CONFIG_FILE}",
         soft_wrap=True,
         markup=False,
         highlight=False,
+    )
+
+
+@app.command()
+def trust(
+    name: Annotated[str, typer.Argument(help="The other platform's name in the federation.")],
+    key: Annotated[Path, typer.Argument(help="Its public key: the node.pub that it sent.")],
+    config: Config = _DEFAULT,
+    *,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="It has a new key; the known one is forgotten.")
+    ] = False,
+) -> None:
+    """Trust another platform's public key in secure sums; counts at once.
+
+    The key comes from that platform: whoever could put keys here, the coordinator for one, could
+    pose as every other platform, and see this one's releases.
+
+    Example:
+        crossrec client trust shop-b shop-b/node.pub platform.toml
+    """
+    from client.config import PlatformConfig
+    from client.joining import trust_platform
+    from common.config import load_config
+
+    platform = load_config(config, PlatformConfig)
+    fingerprint = trust_platform(name, key, config, platform, replace=replace)
+    typer.echo(
+        f"{name}: trusted, fingerprint {fingerprint}.\n"
+        f"Compare it with what {name} itself reads out to you, by telephone for example, and not "
+        "with anything that the coordinator says."
     )
 
 

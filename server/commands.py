@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,13 @@ app = typer.Typer(no_args_is_help=True)
 _DEFAULT = Path("federation.toml")
 Config = Annotated[Path, typer.Argument(help="The federation's federation.toml.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Without a progress display.")]
+
+
+class Trust(StrEnum):
+    """Choices of ``--trust``."""
+
+    local = "local"
+    secagg = "secagg"
 
 
 @app.callback()
@@ -51,16 +59,38 @@ def init(
     rounds: Annotated[
         int, typer.Option(min=1, help="Rounds of training, where the plan has any.")
     ] = 30,
+    *,
+    trust: Annotated[
+        Trust,
+        typer.Option(
+            help="local: each platform adds all the noise. secagg: the coordinator sees sums only."
+        ),
+    ] = Trust.local,
+    max_dropped: Annotated[
+        int,
+        typer.Option(min=0, help="With secagg: platforms that may drop out of a sum; costs noise."),
+    ] = 0,
+    max_colluding: Annotated[
+        int,
+        typer.Option(min=1, help="With secagg: platforms that may help a curious coordinator."),
+    ] = 1,
 ) -> None:
     """Make a federation: its certificate authority, its certificate, its federation.toml.
+
+    With secure aggregation (--trust secagg) every platform holds the public keys of all others,
+    and gets them from the platforms, never from the coordinator.
 
     Example:
         crossrec server init market --host coordinator.example --platform shop-a --platform shop-b
     """
     from rich.console import Console
 
+    from server.config import SecaggSection
     from server.founding import found_federation
 
+    secagg = None
+    if trust is Trust.secagg:
+        secagg = SecaggSection(max_dropped=max_dropped, max_colluding=max_colluding)
     config = found_federation(
         folder,
         hosts=host,
@@ -70,13 +100,21 @@ def init(
         delta=delta,
         plan=plan,
         rounds=rounds,
+        secagg=secagg,
     )
+    secure, sends = "", "sends you its node.pub."
+    if secagg:
+        secure = " --trust secagg"
+        sends = (
+            "sends its node.pub to you and, not through you, to every other platform, "
+            "which runs: crossrec client trust NAME node.pub"
+        )
     Console().print(
         f"{folder}: a federation of {', '.join(platform)}. Its run costs a user epsilon "
         f"{epsilon:g} at delta {delta:g}.\n"
         f"1. Give every platform {folder / 'ca.crt'} (public; {folder / 'ca.key'} is not).\n"
         f"2. Each one runs: crossrec client init SHOP --name NAME --server {host[0]}:{port} "
-        "--root-certificate ca.crt, and sends you its node.pub.\n"
+        f"--root-certificate ca.crt{secure}, and {sends}\n"
         f"3. crossrec server register NAME node.pub {config}\n"
         f"4. crossrec server run {config}",
         soft_wrap=True,

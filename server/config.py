@@ -262,6 +262,11 @@ class SecaggSection:
             msg = f"neighbours: found {self.neighbours}, expected at least 1."
             raise ConfigError(msg)
 
+    @property
+    def least_participants(self) -> int:
+        """Platforms that a sum needs for ``max_dropped`` of them to be allowed to drop out."""
+        return 2 * self.max_dropped + self.max_colluding + 1
+
     def terms(
         self, participants: tuple[str, ...], *, noise_std: float, largest_sum: float
     ) -> SecaggTerms:

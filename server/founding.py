@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from server.config import SecaggSection
+
 CONFIG_FILE = "federation.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -28,7 +30,7 @@ _TEMPLATE = """\
 [federation]
 run_id = "run-1"                 # platforms answer once per run
 platforms = {platforms}
-quorum = {quorum}                       # a step with fewer answers ends the run, to be resumed
+quorum = {quorum}                       # {quorum_means}
 rounds = {rounds}                       # of training; 0: the run ends with its sums
 seed = 0                         # starting values of the shared parameters
 join_timeout_seconds = 600.0     # then the run begins with those who are there
@@ -41,9 +43,8 @@ agree = true                     # platforms report the items that they list, an
 # a user epsilon {epsilon:g} at delta {delta:g} (the platform's own ledger decides).
 [mechanism]
 unit = "user"
-trust = "local"                  # every platform adds all the noise: the coordinator is not trusted
-clipping_norm = 0.25             # of a user's gradient in a round
-{rounds_noise}{sums}
+{trust}clipping_norm = 0.25             # of a user's gradient in a round
+{rounds_noise}{sums}{secagg}
 [state]
 folder = "state"                 # journal, checkpoints, catalogue, Flower's database
 
@@ -54,11 +55,25 @@ certificate = "server.crt"
 private_key = "server.key"
 platform_keys = "platforms"      # NAME.pub of each platform: crossrec server register
 """
+_LEAST_SUMMED = 3
+"""Platforms accept no smaller sum, as ``crossrec client init`` makes them."""
 _SUMS = """
 [sums]                           # item counts and item pairs, once each
 counts_noise_multiplier = {counts:.6g}
 pairs_noise_multiplier = {pairs:.6g}
 max_items = 4000
+"""
+_TRUST_LOCAL = """\
+trust = "local"                  # every platform adds all the noise: the coordinator is not trusted
+"""
+_TRUST_SECAGG = """\
+trust = "secagg"                 # the coordinator sees sums only; platforms add parts of the noise
+"""
+_SECAGG = """
+[secagg]                         # every sum is one of those who were there when the run began
+max_dropped = {max_dropped}                  # so many may drop out of it; each one costs noise
+max_colluding = {max_colluding}                # so many may tell the coordinator all they know
+stage_timeout_seconds = 120.0    # for each of the four steps after a release is made
 """
 
 
@@ -72,8 +87,11 @@ def found_federation(
     delta: float,
     plan: str,
     rounds: int,
+    secagg: SecaggSection | None = None,
 ) -> Path:
     """Write a new federation into ``folder``; return its ``federation.toml``.
+
+    With ``secagg``, releases are only ever seen added up.
 
     Raises:
         ConfigError: if there is one already, or an option is wrong.
@@ -91,6 +109,15 @@ def found_federation(
     if len(set(platforms)) < max(2, len(platforms)):
         msg = "--platform: name at least two platforms, each once."
         raise ConfigError(msg)
+    trust, secure_sums = _TRUST_LOCAL, ""
+    quorum, quorum_means = 2, "a step with fewer answers ends the run, to be resumed"
+    if secagg:
+        _check_drops(len(platforms), secagg)
+        trust = _TRUST_SECAGG
+        secure_sums = _SECAGG.format(
+            max_dropped=secagg.max_dropped, max_colluding=secagg.max_colluding
+        )
+        quorum, quorum_means = len(platforms) - secagg.max_dropped, "with fewer, no start succeeds"
     budget = plan_noise(epsilon, delta, shares=PLANS[cast("PlanName", plan)], steps=rounds)
     sums = ""
     if budget.counts and budget.pairs:
@@ -103,7 +130,10 @@ def found_federation(
         rounds_noise = f"noise_multiplier = {_rounded_up(budget.rounds.noise_multiplier):.6g}\n"
     text = _TEMPLATE.format(
         platforms=json.dumps(list(platforms)),
-        quorum=min(2, len(platforms)),
+        quorum=quorum,
+        quorum_means=quorum_means,
+        trust=trust,
+        secagg=secure_sums,
         rounds=rounds if budget.rounds else 0,
         epsilon=epsilon,
         delta=delta,
@@ -157,6 +187,37 @@ def register_platform(name: str, key: Path, config_file: Path, config: Federatio
 def _rounded_up(noise: float) -> float:
     """Six digits of ``noise`` that are not less: rounding must not raise epsilon."""
     return float(f"{noise * (1 + 1e-5):.6g}")
+
+
+def _check_drops(number: int, secagg: SecaggSection) -> None:
+    """Refuse sums that could be opened twice, see :mod:`common.secagg.terms`, in words for here."""
+    max_dropped, max_colluding = secagg.max_dropped, secagg.max_colluding
+    if number < _LEAST_SUMMED:
+        msg = (
+            f"--platform: found {number}, secure aggregation takes at least {_LEAST_SUMMED}: of "
+            "two, each knows the other's release as soon as it knows the sum."
+        )
+        raise ConfigError(msg)
+    if max_dropped < 0 or max_colluding < 1:
+        msg = (
+            f"--max-dropped: found {max_dropped}, expected at least 0; --max-colluding: found "
+            f"{max_colluding}, expected at least 1 (a curious platform)."
+        )
+        raise ConfigError(msg)
+    most = (number - max_colluding - 1) // 2
+    if most < 0:
+        msg = (
+            f"--max-colluding: found {max_colluding} of {number} platforms, expected at most "
+            f"{number - 1}: somebody has to be left to hide among."
+        )
+        raise ConfigError(msg)
+    if max_dropped > most:
+        msg = (
+            f"--max-dropped: found {max_dropped}, expected at most {most} of {number} platforms "
+            f"where {max_colluding} may collude: more than half of {number} + {max_colluding} "
+            "have to stay, or there could be two sums. Name more platforms, or let fewer drop out."
+        )
+        raise ConfigError(msg)
 
 
 def _check_name(name: str) -> None:

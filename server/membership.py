@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.errors import StateError
+from common.errors import RunFailed, StateError
 from common.rng import derive_seed
 from common.storage import read_content, write_durably
 
@@ -46,19 +46,30 @@ class Membership:
         return min(platforms_per_round or len(self.founders), len(self.founders))
 
 
-def settle_membership(folder: Path, run_id: str, populations: Mapping[str, int]) -> Membership:
+def settle_membership(
+    folder: Path, run_id: str, populations: Mapping[str, int], *, at_least: int = 1
+) -> Membership:
     """The run's founders: those in ``folder``, or at its first start those who are there now.
 
     Args:
         folder: the run's.
         run_id: the run.
         populations: declared by each platform that is there.
+        at_least: founders that the run needs.
 
     Raises:
+        RunFailed: if fewer are there at the first start; nothing is settled then.
         StateError: if the file is damaged, belongs to another run, or cannot be written.
     """
     path = folder / MEMBERS_FILE
     if not path.exists():
+        if len(populations) < at_least:
+            msg = (
+                f"{len(populations)} platforms are there ({', '.join(sorted(populations))}), and "
+                f"secure sums with this max_dropped and max_colluding take {at_least}. Start the "
+                "run again when the others are there."
+            )
+            raise RunFailed(msg)
         content = {"run": run_id, "populations": dict(populations)}
         write_durably(path, json.dumps(content, indent=1, sort_keys=True).encode())
     founders = _read(path, run_id)

@@ -10,7 +10,7 @@ from rich.table import Column
 
 from common.models.partition import SumQuantity
 from server.journal import read_journal
-from server.status import DONE
+from server.status import DONE, stage_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,7 @@ class JournalProgress:
         self._folder = folder
         self._offset = start
         self._states: dict[str, str] = {}
+        self._stage = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._progress = Progress(
@@ -80,7 +81,7 @@ class JournalProgress:
             self._offset = offset
             self._show(event)
 
-    def _show(self, event: dict[str, Any]) -> None:
+    def _show(self, event: dict[str, Any]) -> None:  # noqa: C901 - one case for each event
         kind = event["event"]
         if kind == "run-started":
             self._progress.update(
@@ -93,14 +94,19 @@ class JournalProgress:
             self._begin(self._sums, event, completed=_SUMS.index(event["quantity"]))
         elif kind == "sum-reply":
             self._answered(self._sums, event)
+        elif kind == "secagg-stage":
+            task = self._sums if event["what"] in _SUMS else self._rounds
+            self._at_stage(task, stage_of(event))
         elif kind == "sum-closed":
             self._progress.advance(self._sums)
+            self._at_stage(self._sums, "")
         elif kind == "round-started":
             self._begin(self._rounds, event)
         elif kind == "reply":
             self._answered(self._rounds, event)
         elif kind == "round-closed":
             self._progress.update(self._rounds, completed=event["round"])
+            self._at_stage(self._rounds, "")
         elif kind == "handing-over":
             self._begin(self._adapting, event, total=len(event["platforms"]))
         elif kind == "handed-over":
@@ -115,10 +121,14 @@ class JournalProgress:
         total: int | None = None,
         completed: int | None = None,
     ) -> None:
-        self._states = dict.fromkeys(event["platforms"], "…")
+        self._states, self._stage = dict.fromkeys(event["platforms"], "…"), ""
         self._progress.update(
             task, visible=True, total=total, completed=completed, states=self._summary()
         )
+
+    def _at_stage(self, task: TaskID, stage: str) -> None:
+        self._stage = stage
+        self._progress.update(task, states=self._summary())
 
     def _answered(self, task: TaskID, event: dict[str, Any]) -> None:
         self._states[event["platform"]] = _sign(event["outcome"])
@@ -127,6 +137,7 @@ class JournalProgress:
     def _summary(self) -> str:
         shown = [f"{name} {sign}" for name, sign in list(self._states.items())[:8]]
         more = len(self._states) - len(shown)
+        shown = [f"{self._stage}:", *shown] if self._stage else shown
         return "  ".join(shown) + (f"  (+{more} more)" if more > 0 else "")
 
 

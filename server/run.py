@@ -109,6 +109,7 @@ class FederationRun:
                 self._config.run_folder,
                 self._config.federation.run_id,
                 {name: profile.population for name, profile in profiles.items()},
+                at_least=self._config.secagg.least_participants if self._config.is_summed else 1,
             )
             pairs = self._collect_sums(nodes, members)
             rounds = TrainingRounds(

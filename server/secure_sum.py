@@ -343,7 +343,7 @@ class SecureSums:
             )
             node = messages[name].metadata.dst_node_id
             asked[name] = Message(encode(content, beside), node, SECAGG, group_id=stage)
-        found = {}
+        found, missing = {}, {}
         for name, answer, outcome in self._exchange.ask(
             asked,
             number=request.round_number,
@@ -358,10 +358,17 @@ class SecureSums:
             patience=self._config.secagg.stage_timeout_seconds,
         ):
             if answer is None:
+                missing[name] = outcome
                 report(name, f"{outcome} (secure aggregation, stage {stage!r})")
             else:
                 found[name] = answer
-        self._journal.write("secagg-stage", what=request.what, stage=stage, platforms=len(found))
+        self._journal.write(
+            "secagg-stage",
+            what=request.what,
+            stage=stage,
+            platforms=len(found),
+            missing=missing,
+        )
         return found
 
     def _check_number(

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 DONE = frozenset({"released", "adopted"})
 """Outcomes of a platform that did what it was asked."""
 
+_NEXT_STAGE = {"share": "mask", "mask": "confirm", "confirm": "unmask"}
+
+
+def stage_of(event: Mapping[str, Any]) -> str:
+    """What a secure sum does after ``event``, which says that a stage is over: for people."""
+    stage = _NEXT_STAGE.get(event["stage"])
+    return f"stage {stage} ({event['platforms']} platforms)" if stage else "opened"
+
 
 @dataclass(kw_only=True, slots=True)
 class PlatformStatus:
@@ -79,6 +87,12 @@ def summarise(  # noqa: C901, PLR0912 - one case for each event
                 run.step = f"sum of {event['quantity']}"
             case "round-started":
                 run.step = f"round {event['round']}"
+            case "secagg-stage":
+                run.step = f"{event['what']}, {stage_of(event)}"
+                for name, outcome in event.get("missing", {}).items():
+                    # Its release may be in the sum all the same: then a reply follows.
+                    platform = run.platforms.setdefault(name, PlatformStatus())
+                    platform.last_outcome = f"{outcome} (stage {event['stage']!r})"
             case "sum-reply" | "reply":
                 _answered(_of(run, event), event["outcome"])
             case "sum-closed":

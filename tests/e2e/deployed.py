@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
+from client.config import PlatformConfig
+from client.joining import trust_platform
 from common.config import load_config
 from common.data.readers import read_marketplace
 from common.processes import free_port
@@ -90,7 +93,7 @@ class Deployment:
             folder: everything is written there.
             markets: folder of the real markets.
             users: how many users of each market its platform has.
-            init: options of ``crossrec server init``.
+            init: options of ``crossrec server init``; platforms have the same trust mode.
         """
         self.folder = folder
         self.port = free_port()
@@ -105,9 +108,14 @@ class Deployment:
         )
         tables = {table.name: table for table in read_marketplace(markets).platforms}
         for name, size in users.items():
-            self._settle(name, tables[name].interactions, size)
+            self._settle(name, tables[name].interactions, size, init.get("trust", "local"))
+        if init.get("trust") == "secagg":
+            for name, other in permutations(users, 2):
+                # In this process: the command takes seconds, and every pair of platforms needs it.
+                config = load_config(self.toml(name), PlatformConfig)
+                trust_platform(other, self.home(other) / "node.pub", self.toml(name), config)
 
-    def _settle(self, name: str, interactions: pd.DataFrame, size: int) -> None:
+    def _settle(self, name: str, interactions: pd.DataFrame, size: int, trust: object) -> None:
         chosen = interactions["user_id"].drop_duplicates().head(size)
         mine = interactions[interactions["user_id"].isin(chosen)]
         mine.to_csv(self.folder / f"{name}-orders.csv", index=False)
@@ -119,7 +127,7 @@ class Deployment:
             *("--root-certificate", self.folder / "market/ca.crt"),
             *("--data", self.folder / f"{name}-orders.csv"),
             *("--assortment", self.folder / f"{name}-items.csv"),
-            *("--population", size, "--epsilon", 32),
+            *("--population", size, "--epsilon", 32, "--trust", trust),
         )
         change(self.toml(name), keep_releases=100)
         with self.toml(name).open("a") as file:
@@ -172,6 +180,40 @@ class Deployment:
         server = self.programs["server"].process
         wait_for(lambda: server.poll() is not None, "the end of the run", 2 * PATIENCE)
         assert server.returncode == 0, self.programs["server"].said()
+
+
+class DatabaseWatch:
+    """Every page of a SQLite database that was seen on disk, in the file or in its log.
+
+    What is deleted is overwritten with zeros at once, so one look at the end would see nothing.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._pages: set[bytes] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        log, size = self._database.with_name(f"{self._database.name}-wal"), 4096
+        while not self._stop.wait(0.1):
+            with suppress(OSError):
+                content = self._database.read_bytes()
+                self._pages.update(content[k : k + size] for k in range(0, len(content), size))
+                content = log.read_bytes()
+                frames = range(32 + 24, len(content), 24 + size)
+                self._pages.update(content[k : k + size] for k in frames)
+
+    def pages(self) -> bytes:
+        return b"".join(self._pages)
 
 
 def change(path: Path, **values: object) -> None:

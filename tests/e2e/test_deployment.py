@@ -11,9 +11,9 @@ import socket
 import ssl
 import sys
 from base64 import b64encode
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import httpx
 import numpy as np
@@ -24,15 +24,21 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from client.config import PlatformConfig
 from client.ledger_view import check_ledger
+from client.secure_sum import SessionFiles
 from common.config import load_config
 from common.keys import read_public_key
+from common.models.partition import LATTICE, SumQuantity, shared_shapes, unflatten
 from common.privacy.ledger import LEDGER_FILE, Ledger
+from common.secagg.protocol import mask_
 from common.storage import read_arrays
 from server.aggregation import StreamingSum
+from server.checkpoint import CollectedSums
+from server.membership import settle_membership
 from server.run import initial_parameters
 from server.strategy import apply_update, initial_state
 from tests.e2e.deployed import (
     ROOT,
+    DatabaseWatch,
     Deployment,
     Program,
     Wiretap,
@@ -44,6 +50,7 @@ from tests.e2e.deployed import (
 from tests.e2e.hostile_launcher import KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from common.models.partition import Arrays
@@ -92,13 +99,55 @@ def replayed(deployment: Deployment) -> Arrays:
                 outcomes = {}  # a round that was begun again
             elif event["event"] == "reply" and event["round"] == number:
                 outcomes[event["platform"]] = event["outcome"]
-        total = StreamingSum()
-        for name in sorted(outcomes):
-            if outcomes[name] == "released":
+        released = sorted(name for name, outcome in outcomes.items() if outcome == "released")
+        assert len(released) >= config.federation.quorum
+        if config.is_summed:
+            update = summed_update(deployment, number, released, num_items)
+        else:
+            total = StreamingSum()
+            for name in released:
                 total.add(by_platform[name][f"{run}/{number}/{name}"])
-        assert total.count >= config.federation.quorum
-        state = apply_update(state, total.mean(), config.training, config.federation.rounds)
+            update = total.mean()
+        state = apply_update(state, update, config.training, config.federation.rounds)
     return state.parameters
+
+
+def added_up(deployment: Deployment, what: object, names: Sequence[str]) -> np.ndarray:
+    """What the releases that ``names`` have on disk add up to, on the lattice that they signed."""
+    run = deployment.config().federation.run_id
+    total = np.zeros(1, dtype=np.uint64)
+    for name in names:
+        release = releases_of(deployment, name)[f"{run}/{what}/{name}"][LATTICE]
+        total = total.astype(release.dtype) + release
+    kept = SessionFiles(deployment.home(name) / "state/secagg").load(f"{run}/{what}/{name}")
+    assert kept is not None
+    return kept.terms.lattice.values(total)
+
+
+def summed_update(
+    deployment: Deployment, number: int, names: Sequence[str], num_items: int
+) -> Arrays:
+    """The mean update of a round of secure aggregation: what each would have sent by itself."""
+    config = deployment.config()
+    members = settle_membership(config.run_folder, config.federation.run_id, {})
+    assert config.mechanism.sampling_rate == 1.0
+    step = -config.training.local_learning_rate / members.mean_population / len(names)
+    numbers = (added_up(deployment, number, names) * step).astype(np.float32)
+    return unflatten(numbers, shared_shapes(config.model, num_items))
+
+
+def check_sums(deployment: Deployment) -> dict[str, tuple[str, ...]]:
+    """Secure sums are exactly their platforms' releases, added up; return whose these are."""
+    config = deployment.config()
+    files = CollectedSums(config.run_folder, config.federation.run_id)
+    found = {}
+    for quantity in get_args(SumQuantity):
+        collected = files.load(quantity)
+        assert collected is not None
+        expected = added_up(deployment, quantity, collected.platforms).astype(np.float32)
+        np.testing.assert_array_equal(collected.total, expected)
+        found[quantity] = collected.platforms
+    return found
 
 
 def signed_by_another(public_key: Path) -> dict[str, str]:
@@ -218,7 +267,14 @@ def kill_all(*words: str) -> None:
     found = processes(*words)
     assert found, f"no process to kill: {words}"
     for pid in found:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may have ended with its parent
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_platform(deployment: Deployment, name: str) -> None:
+    """SIGKILL to its command, and to everything that it started."""
+    kill_all(str(deployment.home(name)))
+    deployment.programs[name].kill()
 
 
 def test_whatever_is_killed_the_federation_completes(tmp_path: Path, xmrec_folder: Path) -> None:
@@ -229,8 +285,7 @@ def test_whatever_is_killed_the_federation_completes(tmp_path: Path, xmrec_folde
 
         # A platform, in the middle of a round: its command, and everything that it started.
         subject.wait_for_event("round-started", round=2)
-        subject.programs["t2"].kill()
-        kill_all(str(subject.home("t2")))
+        kill_platform(subject, "t2")
         subject.start_platform("t2")
 
         # The ServerApp.
@@ -252,6 +307,89 @@ def test_whatever_is_killed_the_federation_completes(tmp_path: Path, xmrec_folde
         assert len(subject.events("run-started")) >= 4
         check_ledgers(subject)
         assert_equal(replayed(subject), final(subject))
+
+
+def is_in(content: bytes, array: np.ndarray) -> bool:
+    """Whether a piece of ``array`` is there: the pages of a database cut it."""
+    raw = array.tobytes()
+    starts = range(0, len(raw) - 32, len(raw) // 16)
+    return any(raw[start : start + 32] in content for start in starts)
+
+
+def check_seen(deployment: Deployment, pages: bytes) -> None:
+    """Of what platforms released, the database held what they masked, and nothing else."""
+    seen = set()
+    for name in USERS:
+        sessions = SessionFiles(deployment.home(name) / "state/secagg")
+        for request_id, arrays in releases_of(deployment, name).items():
+            assert not is_in(pages, arrays[LATTICE]), request_id
+            kept = sessions.load(request_id)
+            if kept is not None and kept.session is not None and kept.survivors:
+                masked = arrays[LATTICE].copy()
+                mask_(masked, kept.session, name, kept.own, kept.sharers)
+                seen |= {name} if is_in(pages, masked) else set()
+    assert seen == set(USERS)  # so a release that was sent as it is would have been found
+
+
+def test_secure_sums_are_finished_without_the_platform_that_is_killed(
+    tmp_path: Path, xmrec_folder: Path
+) -> None:
+    options = {"plan": "both", "rounds": 2, "epsilon": 6, "trust": "secagg", "max_dropped": 1}
+    database = tmp_path / "market/state/flower/superlink.db"
+    with (
+        Deployment(tmp_path, xmrec_folder, USERS, **options) as subject,
+        DatabaseWatch(database) as watch,
+    ):
+        change(subject.config_file, stage_timeout_seconds=30.0, round_timeout_seconds=300.0)
+        with subject.config_file.open("a") as file:
+            file.write("\n[validation]\nmax_failures = 0\n")
+        subject.start_server()
+        for name in USERS:
+            subject.start_platform(name)
+
+        # Its masked release has arrived, and it does not help to take the masks away.
+        subject.wait_for_event("secagg-stage", what="item-pairs", stage="mask")
+        kill_platform(subject, "t2")
+        subject.start_platform("t2")
+        subject.wait_for_end()
+        stages = {(e["what"], e["stage"]): e["platforms"] for e in subject.events("secagg-stage")}
+        assert stages["item-pairs", "mask"] == 4
+        assert stages["item-pairs", "unmask"] == 3
+        assert check_sums(subject) == dict.fromkeys(get_args(SumQuantity), tuple(sorted(USERS)))
+        check_ledgers(subject)
+        assert_equal(replayed(subject), final(subject))
+        outcomes = {e["platform"]: e["outcome"] for e in subject.events("handed-over")}
+        assert [outcomes[name] for name in ("s2", "s3", "t1")] == ["adopted"] * 3
+
+        # A second run. One platform has dealt shares and never sends its masked release.
+        change(subject.config_file, run_id="run-2", rounds=1)
+        subject.start_server()
+        subject.wait_for_event("secagg-stage", what="item-counts", stage="share")
+        kill_platform(subject, "s2")
+        subject.start_platform("s2")
+
+        # Then one drops out too many, just before a sum would be opened.
+        subject.wait_for_event("secagg-stage", what="round 1", stage="mask")
+        kill_platform(subject, "t1")
+        kill_platform(subject, "t2")
+        server = subject.programs["server"]
+        wait_for(lambda: server.process.poll() is not None, "the end of the run")
+        assert server.process.returncode != 0
+        assert "platforms confirmed who is in the sum" in server.said()
+        assert "at least 3; without: t1, t2." in server.said()
+        assert subject.events("secagg-stage")[-1]["missing"].keys() == {"t1", "t2"}
+        checkpoint = subject.config().run_folder / "checkpoint.safetensors"
+        assert not checkpoint.exists()
+
+        # They come back, and the very same sum is opened.
+        subject.start_platform("t1")
+        subject.start_platform("t2")
+        subject.start_server("resume")
+        subject.wait_for_end()
+        assert check_sums(subject)["item-counts"] == ("s3", "t1", "t2")
+        check_ledgers(subject)
+        assert_equal(replayed(subject), final(subject))
+        check_seen(subject, watch.pages())
 
 
 def test_no_reply_of_a_hostile_platform_ends_the_run(tmp_path: Path, xmrec_folder: Path) -> None:

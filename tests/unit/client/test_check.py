@@ -7,8 +7,9 @@ import pytest
 
 from client import check
 from client.check import check_platform, what_would_leave
-from client.config import CatalogueSection
+from client.config import CatalogueSection, SecaggSection, ServerSection
 from client.platform import Platform
+from common.keys import fingerprint, new_key_pair, read_public_key
 from tests.unit.client import homes
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ def test_the_budget_is_the_ledgers(config: PlatformConfig) -> None:
 
 
 def test_servers_that_cannot_be_reached_or_trusted(config: PlatformConfig, tmp_path: Path) -> None:
-    from client.config import ServerSection
     from common.processes import free_port
 
     (tmp_path / "node.key").write_text("key")
@@ -95,3 +95,85 @@ def test_servers_that_cannot_be_reached_or_trusted(config: PlatformConfig, tmp_p
     found = findings(replace(config, server=server))
     assert "is no certificate" in found["server"].text
     assert check._PATIENCE <= 10
+
+
+@pytest.fixture
+def summed(config: PlatformConfig, tmp_path: Path) -> PlatformConfig:
+    """A platform that takes part in secure sums and trusts two others."""
+    for name in (homes.NAME, "east", "south"):
+        private, public = new_key_pair(name)
+        (tmp_path / f"{name}.key").write_bytes(private)
+        (tmp_path / "platforms").mkdir(exist_ok=True)
+        (tmp_path / f"platforms/{name}.pub").write_bytes(public)
+    section = SecaggSection(
+        private_key=tmp_path / f"{homes.NAME}.key", platform_keys=tmp_path / "platforms"
+    )
+    privacy = replace(config.privacy, trust="secagg")
+    return replace(config, privacy=privacy, secagg=section)
+
+
+def problems(config: PlatformConfig) -> list[str]:
+    """What is wrong beside the server, which no test here has."""
+    found = check_platform(config.state.folder.parent / "platform.toml", config)
+    return [f"{f.subject}: {f.text}" for f in found if not f.is_fine and f.subject != "server"]
+
+
+def test_whom_a_platform_trusts_is_shown(config: PlatformConfig, summed: PlatformConfig) -> None:
+    assert "keys" not in findings(config)
+    text = findings(summed)["keys"].text
+    assert text.startswith("trusts the keys of 3 platforms: ")
+    folder = summed.state.folder.parent / "platforms"
+    for name in (homes.NAME, "east", "south"):
+        key = fingerprint(read_public_key(folder / f"{name}.pub"))
+        assert f"{name} {key[:12]}" in text
+        assert key not in text
+    assert not problems(summed)
+
+
+def test_too_few_trusted_keys_keep_a_platform_out(summed: PlatformConfig) -> None:
+    assert summed.secagg is not None
+    more = replace(summed, secagg=replace(summed.secagg, min_summed=4))
+    (problem,) = problems(more)
+    assert "keys: trusts the keys of 3 platforms: " in problem
+    assert "a sum takes at least 4, itself included (min_summed)" in problem
+    assert "crossrec client trust NAME node.pub" in problem
+    for key in summed.secagg.platform_keys.iterdir():
+        key.unlink()
+    assert "trusts the keys of 0 platforms: none; a sum takes at least 3" in problems(summed)[0]
+
+
+def test_keys_that_no_sum_would_work_with_are_named(summed: PlatformConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "platforms"
+    east, south = (folder / "east.pub").read_bytes(), (folder / "south.pub").read_bytes()
+    (folder / "south.pub").write_bytes(east)
+    (problem,) = problems(summed)
+    assert "keys: east, south have one and the same key" in problem
+    (folder / "south.pub").write_text("no key")
+    (problem,) = problems(summed)
+    assert f"{folder}/south.pub: is not a public key" in problem
+    (folder / "south.pub").write_bytes(south)
+    (folder / f"{homes.NAME}.pub").unlink()
+    few, own = problems(summed)
+    assert "trusts the keys of 2 platforms: east " in few
+    assert f"own key: {folder}/{homes.NAME}.pub is not the public half" in own
+    (tmp_path / f"{homes.NAME}.key").unlink()
+    assert f"keys: {tmp_path}/{homes.NAME}.key: cannot be read" in problems(summed)[0]
+
+
+def test_one_key_stands_for_the_platform_everywhere(summed: PlatformConfig, tmp_path: Path) -> None:
+    server = ServerSection(
+        address="127.0.0.1:1",
+        root_certificate=tmp_path / "ca.crt",
+        private_key=tmp_path / "east.key",
+    )
+    (problem,) = problems(replace(summed, server=server))
+    assert "is not" in problem
+    assert "name one key in both" in problem
+    own = replace(server, private_key=tmp_path / f"{homes.NAME}.key")
+    assert not problems(replace(summed, server=own))
+
+
+def test_what_leaves_in_secure_sums_is_said(config: PlatformConfig, summed: PlatformConfig) -> None:
+    told = " ".join(what_would_leave(summed))
+    assert "of these only the sum with those of 2 other platforms or more can be read" in told
+    assert "sum" not in " ".join(what_would_leave(config))

@@ -19,6 +19,7 @@ from client.config import PlatformConfig
 from client.ledger_view import sparkline, status_of
 from common.config import dump_config, load_config
 from common.errors import ConfigError, StateError
+from common.keys import fingerprint, read_public_key
 from common.messages import sum_request_id
 from common.models.partition import SumQuantity
 from common.privacy.account import Spend
@@ -257,3 +258,28 @@ def test_status_shows_what_makes_rounds_fail(config: Path) -> None:
     shown = run("ledger", "status", config).output
     assert "not what was granted" in shown
     assert "a cause" in shown
+
+
+def test_a_platform_is_made_for_secure_sums_and_told_what_to_do(tmp_path: Path) -> None:
+    for name in ("shop-a", "shop-b"):
+        (tmp_path / "ca.crt").write_text("certificate")
+        done = run(
+            *("init", tmp_path / name, "--name", name, "--server", "localhost:8000"),
+            *("--root-certificate", tmp_path / "ca.crt", "--data", tmp_path / "orders.csv"),
+            *("--assortment", tmp_path / "items.csv", "--population", 500, "--trust", "secagg"),
+        )
+        assert done.exit_code == 0, done.output
+        assert "to every other platform, not through the coordinator" in done.output
+    config = tmp_path / "shop-a/platform.toml"
+    key = tmp_path / "shop-b/node.pub"
+    done = run("trust", "shop-b", key, config)
+    assert done.exit_code == 0, done.output
+    assert f"shop-b: trusted, fingerprint {fingerprint(read_public_key(key))}." in done.output
+    assert "what shop-b itself reads out to you" in done.output
+    assert "not with anything that the coordinator says" in done.output
+    again = run("trust", "shop-b", tmp_path / "shop-a/node.pub", config, "--replace")
+    assert isinstance(again.exception, ConfigError)
+    assert (tmp_path / "shop-a/platforms/shop-b.pub").read_bytes() == key.read_bytes()
+    assert "crossrec client trust shop-b shop-b/node.pub platform.toml" in (
+        run("trust", "--help").output
+    )

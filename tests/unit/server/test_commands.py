@@ -85,3 +85,33 @@ def test_only_what_was_begun_is_resumed(config_file: Path) -> None:
     assert asked("resume", config_file).exit_code == 0
     assert Scripted.started == 2
     assert "started 2 time(s)" in asked("status", config_file).output
+
+
+def test_a_federation_of_secure_sums_says_who_needs_which_key(tmp_path: Path) -> None:
+    names = [word for name in "abcd" for word in ("--platform", name)]
+    begin = ("init", tmp_path / "market", "--host", "localhost", *names, "--trust", "secagg")
+    refused = asked(*begin, "--max-dropped", 2)
+    assert isinstance(refused.exception, ConfigError)
+    assert "--max-dropped: found 2, expected at most 1 of 4" in str(refused.exception)
+    done = asked(*begin, "--max-dropped", 1, "--max-colluding", 1)
+    assert done.exit_code == 0, done.output
+    assert "--root-certificate ca.crt --trust secagg" in done.output
+    assert "not through you, to every other platform" in done.output
+    config = load_config(tmp_path / "market/federation.toml", FederationConfig)
+    assert config.mechanism.trust == "secagg"
+    assert (config.secagg.max_dropped, config.secagg.max_colluding) == (1, 1)
+
+
+def test_status_shows_the_stage_of_a_sum_and_why_a_platform_dropped_out(
+    config_file: Path,
+) -> None:
+    journal = Journal(load_config(config_file, FederationConfig).run_folder)
+    journal.write("run-started", rounds=0, rounds_done=0)
+    journal.write("sum-started", quantity="item-pairs", platforms=["a", "b"])
+    cause = "no answer: the round closed before it answered (secure aggregation, stage 'share')"
+    journal.write("sum-reply", quantity="item-pairs", platform="b", outcome=cause)
+    journal.write("secagg-stage", what="item-pairs", stage="share", platforms=3)
+    journal.close()
+    shown = asked("status", config_file).output
+    assert "at: item-pairs, stage mask (3 platforms), last event" in shown
+    assert cause in shown

@@ -10,7 +10,7 @@ from common.config import load_config
 from common.errors import ConfigError
 from common.privacy.accounting import epsilon_spent
 from common.privacy.mechanisms import SampledGaussian
-from server.config import FederationConfig
+from server.config import FederationConfig, SecaggSection
 from server.founding import register_platform
 
 if TYPE_CHECKING:
@@ -72,6 +72,57 @@ def test_wrong_options_leave_no_trace(
     with pytest.raises(ConfigError, match=message):
         found(**changes)
     assert not (tmp_path / "market").exists()
+
+
+FIVE = ["a", "b", "c", "d", "e"]
+
+
+def test_secure_sums_are_as_asked_for_and_off_by_default(
+    tmp_path: Path, found: Callable[..., Path]
+) -> None:
+    plain = found()
+    assert "secagg" not in plain.read_text()
+    assert load_config(plain, FederationConfig).mechanism.trust == "local"
+    (tmp_path / "market").rename(tmp_path / "plain")
+    secagg = SecaggSection(max_dropped=1, max_colluding=2)
+    config = load_config(found(platforms=FIVE, secagg=secagg), FederationConfig)
+    assert (config.mechanism.trust, config.secagg) == ("secagg", secagg)
+    # One of them may be gone when the run is started again.
+    assert config.federation.quorum == 4
+
+
+@pytest.mark.parametrize(
+    ("number", "secagg", "message"),
+    [
+        (4, SecaggSection(max_dropped=2), "found 2, expected at most 1 of 4 .* 1 may collude"),
+        (5, SecaggSection(max_dropped=2), "found 2, expected at most 1 of 5"),
+        (5, SecaggSection(max_dropped=1, max_colluding=3), "found 1, expected at most 0 of 5"),
+        (3, SecaggSection(max_colluding=3), "--max-colluding: found 3 of 3 .* at most 2"),
+        (2, SecaggSection(), "takes at least 3"),
+        (3, SecaggSection(max_dropped=-1), "--max-dropped: found -1"),
+        (3, SecaggSection(max_colluding=0), "--max-colluding: found 0"),
+    ],
+)
+def test_sums_that_could_not_be_secure_leave_no_trace(
+    tmp_path: Path, number: int, secagg: SecaggSection, message: str, found: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        found(platforms=FIVE[:number], secagg=secagg)
+    assert not (tmp_path / "market").exists()
+
+
+@pytest.mark.parametrize(("number", "max_dropped"), [(3, 0), (4, 1), (5, 1), (6, 2), (9, 3)])
+def test_as_many_may_drop_out_as_the_protocol_bears(
+    number: int, max_dropped: int, found: Callable[..., Path]
+) -> None:
+    names = tuple(f"p{k}" for k in range(number))
+    with pytest.raises(ConfigError, match=f"at most {max_dropped} of {number}"):
+        found(platforms=names, secagg=SecaggSection(max_dropped=max_dropped + 1))
+    config = load_config(
+        found(platforms=names, secagg=SecaggSection(max_dropped=max_dropped)), FederationConfig
+    )
+    terms = config.secagg.terms(names, noise_std=1.0, largest_sum=1e4)
+    assert terms.min_summed == number - max_dropped >= 3
 
 
 def test_a_platforms_key_is_kept_and_replaced(

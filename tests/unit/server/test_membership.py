@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from common.errors import ConfigError, StateError
-from server.config import FederationSection, SumsSection, ValidationSection
+from common.errors import ConfigError, RunFailed, StateError
+from server.config import FederationSection, SecaggSection, SumsSection, ValidationSection
 from server.membership import MEMBERS_FILE, sample_platforms, settle_membership
 from server.run import FederationRun
 from tests.unit.server.scripted import (
@@ -97,6 +97,31 @@ def test_members_are_of_one_run_and_read_strictly(tmp_path: Path) -> None:
         (tmp_path / MEMBERS_FILE).write_text(damaged)
         with pytest.raises(StateError, match="is damaged"):
             settle_membership(tmp_path, "a", {"x": 1})
+
+
+def test_a_run_that_could_open_no_secure_sum_settles_nothing(tmp_path: Path) -> None:
+    few = {"x": 100, "y": 300}
+    with pytest.raises(RunFailed, match=r"2 platforms are there \(x, y\), and .* take 3"):
+        settle_membership(tmp_path, "a", few, at_least=3)
+    assert not (tmp_path / MEMBERS_FILE).exists()
+    members = settle_membership(tmp_path, "a", {**few, "z": 7}, at_least=3)
+    assert members.founders == ("x", "y", "z")
+    # Who is gone at a later start is one of those who may drop out.
+    assert settle_membership(tmp_path, "a", few, at_least=3) == members
+
+
+@pytest.mark.parametrize(
+    ("max_dropped", "max_colluding", "least"), [(0, 1, 2), (1, 1, 4), (2, 1, 6), (1, 3, 6)]
+)
+def test_a_secure_sum_takes_so_many_platforms_and_no_fewer(
+    max_dropped: int, max_colluding: int, least: int
+) -> None:
+    section = SecaggSection(max_dropped=max_dropped, max_colluding=max_colluding)
+    names = tuple(f"p{k}" for k in range(least))
+    assert section.least_participants == least
+    assert section.terms(names, noise_std=1.0, largest_sum=1e4).participants == names
+    with pytest.raises(ConfigError):
+        section.terms(names[1:], noise_std=1.0, largest_sum=1e4)
 
 
 # --- Sampling -----------------------------------------------------------------------------------

@@ -75,6 +75,22 @@ def test_it_shows_sums_and_no_rounds_where_there_are_none(tmp_path: Path) -> Non
     assert "Private rounds" in rounds
 
 
+def test_it_shows_the_stage_of_a_secure_sum_while_it_runs(tmp_path: Path) -> None:
+    stage = ("secagg-stage", {"what": "item-pairs", "stage": "share", "platforms": 2})
+    (sums,) = shown(tmp_path / "sum", [PAIRS[0], PAIRS[5], stage])
+    assert "stage mask (2 platforms):  north …  south …" in sums
+    (sums,) = shown(tmp_path / "over", [PAIRS[0], PAIRS[5], stage, *PAIRS[6:]])
+    assert "stage" not in sums
+    (sums,) = shown(tmp_path / "next", [*PAIRS[:2], stage, PAIRS[5]])
+    assert "stage" not in sums
+    in_round = ("secagg-stage", {"what": "round 1", "stage": "mask", "platforms": 2})
+    (rounds,) = shown(tmp_path / "round", [*RUN[:3], in_round])
+    assert "Private rounds" in rounds
+    assert "stage confirm (2 platforms):  north …" in rounds
+    (rounds,) = shown(tmp_path / "closed", [*RUN[:3], in_round, *RUN[3:]])
+    assert "stage" not in rounds
+
+
 @pytest.mark.parametrize(
     ("known", "done"), [([], "0/2"), (["item-counts"], "1/2"), (["item-counts"] * 2, "1/2")]
 )

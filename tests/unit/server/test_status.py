@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from server.status import PlatformStatus, summarise
 
 BEGIN: dict[str, Any] = {"event": "run-started", "rounds": 2, "rounds_done": 0, "time": 1.0}
@@ -57,3 +59,40 @@ def test_the_end_of_a_run() -> None:
     run = summarise([*done, {"event": "run-failed", "reason": "quorum"}])
     assert (run.state, run.reason) == ("failed", "quorum")
     assert summarise([*done, {"event": "run-failed", "reason": "quorum"}, BEGIN]).reason == ""
+
+
+@pytest.mark.parametrize(
+    ("over", "now"), [("share", "mask"), ("mask", "confirm"), ("confirm", "unmask")]
+)
+def test_the_stage_of_a_secure_sum_is_the_one_after_that_which_is_over(over: str, now: str) -> None:
+    stage = {"event": "secagg-stage", "what": "item-pairs", "stage": over, "platforms": 4}
+    begin = {"event": "sum-started", "quantity": "item-pairs", "platforms": ["a"]}
+    assert summarise([BEGIN, begin]).step == "sum of item-pairs"
+    assert summarise([BEGIN, begin, stage]).step == f"item-pairs, stage {now} (4 platforms)"
+    in_round = {**stage, "what": "round 2"}
+    assert summarise([BEGIN, in_round]).step == f"round 2, stage {now} (4 platforms)"
+
+
+def test_a_secure_sum_that_is_open_has_no_stage_left() -> None:
+    last = {"event": "secagg-stage", "what": "round 2", "stage": "unmask", "platforms": 3}
+    assert summarise([BEGIN, last]).step == "round 2, opened"
+    done = {"event": "round-closed", "round": 2, "releases": 3}
+    following = {"event": "round-started", "round": 3, "platforms": ["a"]}
+    assert summarise([BEGIN, last, done, following]).step == "round 3"
+
+
+def test_a_platform_that_drops_out_at_a_stage_keeps_its_cause() -> None:
+    cause = "declined: refused: secagg: unknown key (secure aggregation, stage 'share')"
+    run = summarise([BEGIN, {"event": "reply", "round": 1, "platform": "a", "outcome": cause}])
+    assert run.platforms["a"] == PlatformStatus(num_refusals=1, last_outcome=cause)
+
+
+def test_who_did_not_help_to_open_a_sum_is_named_until_the_sum_is_open() -> None:
+    silent = {"b": "no answer: the round closed before it answered"}
+    stage = {"what": "round 1", "stage": "confirm", "platforms": 1, "missing": silent}
+    failed = [BEGIN, {"event": "secagg-stage", **stage}]
+    run = summarise(failed)
+    assert run.platforms["b"] == PlatformStatus(last_outcome=f"{silent['b']} (stage 'confirm')")
+    opened = {"event": "reply", "round": 1, "platform": "b", "outcome": "released"}
+    run = summarise([*failed, opened])
+    assert run.platforms["b"] == PlatformStatus(num_releases=1, last_outcome="released")
