@@ -96,7 +96,7 @@ class SessionFiles:
         try:
             return _from_plain(json.loads(read_content(path)))
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            msg = f"{path}: is damaged ({error}). This release takes part in no further sum."
+            msg = f"{path}: is damaged ({error}). This attempt at a sum cannot go on."
             raise StateError(msg) from error
 
     def forget_all_but(self, request_ids: set[str]) -> None:

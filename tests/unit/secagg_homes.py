@@ -200,7 +200,8 @@ def settle(
             catalogue=CatalogueSection(file=catalogue),
             privacy=PrivacySection(**{"epsilon": 1000.0, "trust": "secagg", **privacy}),
             state=StateSection(folder=home / "state"),
-            adaptation=AdaptationSection(enabled=False),
+            # As many as there are: one fold, and nobody needs more here.
+            adaptation=AdaptationSection(enabled=False, validation_users=NUM_USERS),
             secagg=SecaggSection(
                 **{
                     "private_key": home / "node.key",

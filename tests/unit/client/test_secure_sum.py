@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from dataclasses import dataclass, field, replace
+import sqlite3
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,6 +21,8 @@ from client.state import STOPPED_FILE
 from common.errors import InvalidRelease, RequestRefused
 from common.keys import new_key_pair, read_private_key, sign
 from common.messages import SECAGG, SUM, TRAIN, SecaggStage
+from common.privacy.account import Account
+from common.privacy.ledger import Ledger
 from common.secagg.keys import new_private_key, public_key_of
 from common.secagg.lattice import Lattice
 from common.secagg.protocol import (
@@ -429,7 +432,7 @@ MASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
     "an-array-more": (lambda c: changed(honest_mask(c), probe=np.zeros(1)), "expected exactly"),
     "nothing": (lambda c: (honest_mask(c)[0], {}), "expected exactly"),
 }
-ALL_PRESENT = {"of-another-session", "for-another-receiver"}
+ALL_PRESENT = {"of-another-session", "for-another-receiver", "without-me-in-it"}
 """Attempts at which all five are there; else york did not come."""
 
 CONFIRM: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
@@ -439,6 +442,10 @@ CONFIRM: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
     ),
     "nobody": (lambda _: ((), {}), "whose releases arrived: 0 of 5"),
     "dealt-no-shares": (lambda _: (FIVE, {}), "a survivor dealt no shares"),
+    "without-me-in-it": (
+        lambda _: (OTHERS, {}),
+        "'north' is not in this sum and does not help to open it",
+    ),
     "unsorted": (lambda _: (("west", *FIVE[:3]), {}), "expected participants"),
     "twice": (lambda _: (("east", *FIVE[:4]), {}), "expected participants"),
     "stranger": (lambda _: ((*FIVE[:3], "zeus"), {}), "expected participants"),
@@ -499,7 +506,7 @@ UNMASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
     ),
     "not-present": (
         lambda c: (FIVE, pack_bytes(signatures=[by(name, c, *FOUR) for name in FIVE])),
-        "those who confirmed are not of this session",
+        "those who confirmed are not in the sum",
     ),
     "stranger": (
         lambda _: ((*FOUR, "zeus"), pack_bytes(signatures=[bytes(96)] * 5)),
@@ -616,7 +623,7 @@ def test_no_stage_is_taken_out_of_turn_or_twice(
         assert_refused(coordinator.send(ME, "confirm", names), "other survivors were confirmed")
     assert_refused(coordinator.ask(ME), "confirmed already; it is not begun anew")
     kinds = [kind for kind, _, _ in durable_entries(market.configs[ME])]
-    assert kinds == ["grant", "reserve", "commit", "decline"]
+    assert kinds == ["grant", "reserve", "commit", "confirm", "decline"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -714,8 +721,8 @@ class Attack:
     victim: str
     colluding: tuple[str, ...]
     max_dropped: int = 1
-    run_id: str = "spring"
-    signed: dict[tuple[str, ...], dict[str, bytes]] = field(default_factory=dict)
+    put_back: str = ""
+    """What becomes of session files after the first sum; see :data:`PUT_BACK`."""
 
     @property
     def request(self) -> SumRequest:
@@ -724,7 +731,7 @@ class Attack:
             max_dropped=self.max_dropped,
             max_colluding=max(1, len(self.colluding)),
         )
-        return self.market.counts_request(secagg=terms, run_id=self.run_id)
+        return self.market.counts_request(secagg=terms)
 
     @property
     def honest(self) -> tuple[str, ...]:
@@ -808,6 +815,55 @@ class Attack:
         return release
 
 
+PUT_BACK = ("deleted", "advertised", "shared", "masked")
+"""An operator restores this of the session files: nothing, or what a stage before left of them."""
+
+
+class OlderFiles:
+    """A coordinator's way up to confirming, and what each stage left of session files."""
+
+    def __init__(self, coordinator: Coordinator, names: Sequence[str]) -> None:
+        market, request = coordinator.market, coordinator.request
+        self._files = {name: market.session_file(request, name) for name in names}
+        self._found: dict[str, dict[str, bytes]] = {}
+        steps = (coordinator.advertise, coordinator.share, coordinator.mask)
+        for stage, step in zip(PUT_BACK[1:], steps, strict=True):
+            step()
+            self._found[stage] = {name: path.read_bytes() for name, path in self._files.items()}
+
+    def put_back(self, which: str) -> None:
+        for name, path in self._files.items():
+            if which == "deleted":
+                path.unlink()
+            elif which:
+                write_durably(path, self._found[which][name])
+
+
+def confirmed(
+    coordinator: Coordinator, survivors: tuple[str, ...], names: Sequence[str]
+) -> dict[str, bytes]:
+    """Signatures of those among ``names`` that confirm ``survivors``."""
+    answers = {name: coordinator.send(name, "confirm", survivors)[1] for name in names}
+    return {
+        name: answer["signature"].tobytes()
+        for name, answer in answers.items()
+        if answer is not None
+    }
+
+
+def restored(attack: Attack) -> np.ndarray | None:
+    """Open the sum of everybody; with files of before, have the one without the victim opened."""
+    coordinator = Coordinator(attack.market, attack.request)
+    older = OlderFiles(coordinator, attack.honest)
+    everybody, without = attack.market.names, attack.without
+    first = attack.shares(coordinator, everybody, coordinator.confirm(everybody, attack.honest))
+    expected = attack.market.plain_sum(attack.request, everybody)
+    np.testing.assert_array_equal(coordinator.open(everybody, first), expected)
+    older.put_back(attack.put_back)
+    second = attack.shares(coordinator, without, confirmed(coordinator, without, attack.honest))
+    return attack.stolen(coordinator, first, second)
+
+
 def two_faced(attack: Attack, first: Sequence[str]) -> np.ndarray | None:
     """Show ``first`` one list of survivors, and the other honest ones another; then swap them."""
     coordinator = Coordinator(attack.market, attack.request)
@@ -821,10 +877,7 @@ def two_faced(attack: Attack, first: Sequence[str]) -> np.ndarray | None:
     for swap in (False, True):
         for survivors, names in asked.items():
             shown = survivors if not swap else (without if survivors == everybody else everybody)
-            for name in names:
-                _, answer = coordinator.send(name, "confirm", shown)
-                if answer is not None:
-                    signed[shown][name] = answer["signature"].tobytes()
+            signed[shown].update(confirmed(coordinator, shown, names))
     shares = [attack.shares(coordinator, names, signed[names]) for names in (everybody, without)]
     stolen = attack.stolen(coordinator, *shares)
     if stolen is not None:
@@ -841,7 +894,7 @@ def again_without_it(attack: Attack) -> np.ndarray | None:
     request, market = attack.request, attack.market
     assert request.secagg is not None
     coordinator = Coordinator(market, request)
-    coordinator.up_to("confirm")
+    older = OlderFiles(coordinator, attack.honest)
     least = request.secagg.min_summed - len(attack.colluding)
     helpers, free = attack.honest[:least], attack.honest[least:]
     assert attack.victim in helpers
@@ -849,6 +902,7 @@ def again_without_it(attack: Attack) -> np.ndarray | None:
     total = attack.sum_of(coordinator, market.names, signed)
     assert total is not None
     np.testing.assert_array_equal(total, market.plain_sum(request, market.names))
+    older.put_back(attack.put_back)
     second = Coordinator(market, request)
     share_again(attack, coordinator, second)
     for name in attack.without:
@@ -862,7 +916,8 @@ def again_without_it(attack: Attack) -> np.ndarray | None:
     if set(second.masked) != set(attack.without):
         return None
     others = [name for name in attack.honest if name != attack.victim]
-    rest = attack.sum_of(second, attack.without, second.confirm(attack.without, others))
+    signed = confirmed(second, attack.without, others)
+    rest = attack.sum_of(second, attack.without, signed)
     return None if rest is None else total - rest
 
 
@@ -888,22 +943,21 @@ def share_again(attack: Attack, coordinator: Coordinator, second: Coordinator) -
 
 TRUSTS = [(3, 0, 1), (4, 0, 2), (5, 1, 1), (5, 1, 2), (7, 2, 2)]
 """Platforms, how many may drop out, how many collude."""
-SPLITS = [
-    *((3, 0, 1, size) for size in (0, 1, 2)),
-    *((5, 1, 2, size) for size in (0, 1, 2, 3)),
-    *((7, 2, 2, size) for size in (2, 3)),
-]
+SPLITS = [(3, 0, 1, 1), (3, 0, 1, 2), (5, 1, 2, 1), (5, 1, 2, 2), (7, 2, 2, 3)]
 """The same, and how many honest ones are shown the list with everybody first."""
 NUMBERED = tuple(f"p{number}" for number in range(7))
 
 
-def attacking(folder: Path, number: int, max_dropped: int, num_colluding: int) -> Attack:
+def attacking(
+    folder: Path, number: int, max_dropped: int, num_colluding: int, put_back: str = ""
+) -> Attack:
     names = NUMBERED[:number]
     return Attack(
         market=settle(folder, names, secagg={"min_summed": 2}),
         victim=names[0],
         colluding=names[number - num_colluding :],
         max_dropped=max_dropped,
+        put_back=put_back,
     )
 
 
@@ -920,6 +974,17 @@ def test_no_second_sum_without_the_victim_can_follow(
     tmp_path: Path, number: int, max_dropped: int, num_colluding: int
 ) -> None:
     assert again_without_it(attacking(tmp_path, number, max_dropped, num_colluding)) is None
+
+
+@pytest.mark.parametrize("put_back", PUT_BACK)
+def test_no_second_sum_follows_whatever_session_files_are_put_back(
+    tmp_path: Path, put_back: str
+) -> None:
+    assert again_without_it(attacking(tmp_path, 5, 1, 1, put_back)) is None
+
+
+def test_no_second_list_is_confirmed_by_a_session_of_before_the_first(tmp_path: Path) -> None:
+    assert restored(attacking(tmp_path, 5, 1, 1, "masked")) is None
 
 
 def test_two_sessions_from_the_same_keys_do_not_mix(tmp_path: Path) -> None:
@@ -984,23 +1049,14 @@ def assert_stolen(attack: Attack, found: np.ndarray | None) -> None:
     np.testing.assert_array_equal(found, attack.market.stored(attack.request, attack.victim))
 
 
-def test_a_platform_that_begins_anew_after_confirming_would_be_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = SecureSum.advertise
-
-    def forgetful(self: SecureSum, request_id: str, *more: Any) -> Arrays:  # noqa: ANN401
-        self._files.path(request_id).unlink(missing_ok=True)
-        return real(self, request_id, *more)
-
-    monkeypatch.setattr(SecureSum, "advertise", forgetful)
-    attack = attacking(tmp_path, 5, 1, 1)
-    assert_stolen(attack, again_without_it(attack))
+@pytest.fixture
+def forgetful_ledgers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ledger knows of any list that was confirmed."""
+    monkeypatch.setattr(Ledger, "confirm", lambda *_: None)
 
 
-def test_a_platform_that_confirms_two_lists_would_be_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def forget_in_sessions(monkeypatch: pytest.MonkeyPatch, attack: Attack) -> None:
+    """No session knows of any list that was confirmed, and each one opens either of the two."""
     real, real_unmask = SecureSum.confirm, SecureSum.unmask
 
     def forgetful(self: SecureSum, request: SecaggStage) -> Arrays:
@@ -1023,8 +1079,73 @@ def test_a_platform_that_confirms_two_lists_would_be_found_out(
 
     monkeypatch.setattr(SecureSum, "confirm", forgetful)
     monkeypatch.setattr(SecureSum, "unmask", obliging)
+
+
+def overlook_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever begins a session does not look into the ledger."""
+    real = SecureSum.advertise
+
+    class Blank:
+        """In place of a ledger."""
+
+        def account(self) -> Account:
+            return Account()
+
+        def confirm(self, *_: object) -> NoReturn:
+            pytest.fail("nothing is confirmed at this stage")
+
+    def careless(self: SecureSum, *arguments: Any) -> Arrays:  # noqa: ANN401
+        return real(SecureSum(self._name, self._config, self._files, Blank()), *arguments)
+
+    monkeypatch.setattr(SecureSum, "advertise", careless)
+
+
+@pytest.mark.usefixtures("forgetful_ledgers")
+@pytest.mark.parametrize("put_back", ["", *PUT_BACK])
+def test_a_platform_that_begins_anew_after_confirming_would_be_found_out(
+    tmp_path: Path, put_back: str
+) -> None:
+    attack = attacking(tmp_path, 5, 1, 1, put_back)
+    assert_stolen(attack, again_without_it(attack))
+
+
+@pytest.mark.usefixtures("forgetful_ledgers")
+def test_a_platform_that_trusts_its_session_file_alone_would_be_found_out(tmp_path: Path) -> None:
+    attack = attacking(tmp_path, 5, 1, 1, "masked")
+    assert_stolen(attack, restored(attack))
+
+
+@pytest.mark.usefixtures("forgetful_ledgers")
+def test_a_platform_that_confirms_two_lists_would_be_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attack = attacking(tmp_path, 5, 1, 1)
+    forget_in_sessions(monkeypatch, attack)
     assert_stolen(attack, two_faced(attack, attack.honest[:2]))
+
+
+# One list for a release is kept in two places, and either is enough while the other one holds.
+
+
+def test_a_session_that_forgets_its_list_is_held_to_it_by_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = attacking(tmp_path, 5, 1, 1)
+    forget_in_sessions(monkeypatch, attack)
+    assert two_faced(attack, attack.honest[:2]) is None
+
+
+def test_a_session_begun_anew_against_the_rule_confirms_no_second_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlook_at_first(monkeypatch)
+    assert again_without_it(attacking(tmp_path, 5, 1, 1)) is None
+
+
+@pytest.mark.usefixtures("forgetful_ledgers")
+def test_a_session_that_goes_on_knows_its_list_without_a_ledger(tmp_path: Path) -> None:
+    attack = attacking(tmp_path, 5, 1, 1)
+    assert two_faced(attack, attack.honest[:2]) is None
 
 
 def test_a_platform_that_believes_any_signature_would_be_found_out(
@@ -1037,7 +1158,8 @@ def test_a_platform_that_believes_any_signature_would_be_found_out(
     def padded(
         self: Attack, session: Session, survivors: tuple[str, ...], honest: Mapping[str, bytes]
     ) -> dict[str, bytes]:
-        made_up = dict.fromkeys(attack.honest, bytes(96))
+        in_the_sum = [name for name in attack.honest if name in survivors]
+        made_up = dict.fromkeys(in_the_sum, bytes(96))
         return {**made_up, **real(self, session, survivors, honest)}
 
     monkeypatch.setattr(Attack, "signatures", padded)
@@ -1118,10 +1240,40 @@ def test_on_a_full_disk_nothing_is_answered_and_later_everything(
     assert answer is None
     assert reply.reason == "failed: the cause is in the platform's own log."
     assert "cannot be written (No space left on device)" in caplog.text
-    assert snapshot(market) == before
+    after = snapshot(market)
+    if stage == "confirm":  # the ledger comes first: from now on it holds this list
+        entries, earlier = (json.loads(found.pop("entries")) for found in (after, before))
+        assert entries[:-1] == earlier
+        assert entries[-1][0] == "confirm"
+        refused = coordinator.send(ME, "confirm", FOUR)
+        assert_refused(refused, "other survivors were confirmed for this release")
+        assert_refused(coordinator.ask(ME), "confirmed already")
+    assert after == before
     reply, answer = take(coordinator, stage)
     assert reply.outcome != "declined", reply.reason
     assert answer is not None
+    assert durable_rows(market.configs[ME], "confirm") == (stage == "confirm")
+
+
+def test_a_list_that_the_ledger_did_not_take_is_not_signed_and_binds_nobody(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = Coordinator(market, market.counts_request())
+    coordinator.up_to("confirm")
+    before = snapshot(market)
+
+    def full(*_: object) -> NoReturn:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.privacy.ledger._insert", full)
+        reply, answer = take(coordinator, "confirm")
+    assert answer is None
+    assert reply.reason == "failed: the cause is in the platform's own log."
+    assert snapshot(market) == before
+    signed = coordinator.confirm(FOUR)
+    total = coordinator.open(FOUR, coordinator.unmask(signed))
+    np.testing.assert_array_equal(total, market.plain_sum(coordinator.request, FOUR))
 
 
 class Killed(BaseException):
@@ -1179,24 +1331,97 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Stage], Coordinator]:
+    """Someone who came to a stage, once for all damage to a file that is put back."""
+    known: dict[Stage, Coordinator] = {}
+
+    def whole(stage: Stage) -> Coordinator:
+        if stage not in known:
+            known[stage] = prepared(tmp_path_factory.mktemp(stage), stage, "")
+        return known[stage]
+
+    return whole
+
+
+def damage(coordinator: Coordinator, case: str) -> tuple[Path, bytes]:
+    """The session's file, and what was in it."""
+    path = coordinator.market.session_file(coordinator.request, ME)
+    content = path.read_bytes()
+    path.write_bytes(DAMAGE[case](content))
+    assert path.read_bytes() != content
+    return path, content
+
+
+def assert_named(answer: tuple[Reply, Arrays | None], path: Path, log: str) -> None:
+    reply, arrays = answer
+    assert arrays is None
+    assert reply.reason == "failed: the cause is in the platform's own log."
+    assert f"{path}: is damaged" in log
+
+
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_session_is_named_and_its_release_is_in_no_further_sum(
-    market: Market, caplog: pytest.LogCaptureFixture, case: str
+def test_a_session_damaged_after_confirming_is_named_and_not_begun_anew(
+    whole: Callable[[Stage], Coordinator], caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    coordinator = whole("unmask")
+    path, content = damage(coordinator, case)
+    stages: tuple[Stage, ...] = ("confirm", "unmask")
+    for stage in stages:
+        caplog.clear()
+        assert_named(take(coordinator, stage), path, caplog.text)
+    assert_refused(coordinator.ask(ME), "confirmed already; it is not begun anew")
+    path.write_bytes(content)
+    for stage in stages:
+        reply, answer = take(coordinator, stage)
+        assert answer is not None, reply.reason
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_session_damaged_before_confirming_is_named_and_begun_anew(
+    whole: Callable[[Stage], Coordinator], caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    """It has signed nothing, so there is no sum with it: the release may be in the next attempt."""
+    coordinator = whole("confirm")
+    path, _ = damage(coordinator, case)
+    stages: tuple[Stage, ...] = ("mask", "confirm")
+    for stage in stages:
+        caplog.clear()
+        assert_named(take(coordinator, stage), path, caplog.text)
+        assert "This attempt at a sum cannot go on" in caplog.text
+    again = Coordinator(coordinator.market, coordinator.request)
+    again.up_to("confirm")
+    assert again.advertised[ME] != coordinator.advertised[ME]
+    assert again.market.kept(again.request, ME).own_keys == again.advertised[ME]
+    assert durable_rows(again.market.configs[ME], "confirm") == 0
+
+
+@pytest.mark.parametrize("put_back", PUT_BACK)
+def test_whatever_session_file_is_put_back_one_list_is_confirmed(
+    market: Market, lock_data: Callable[[], None], put_back: str
 ) -> None:
     coordinator = Coordinator(market, market.counts_request())
-    coordinator.up_to("confirm")
-    coordinator.confirm()
-    path = market.session_file(coordinator.request, ME)
-    whole = path.read_bytes()
-    path.write_bytes(DAMAGE[case](whole))
-    assert path.read_bytes() != whole
-    for stage in (None, "confirm", "unmask"):
-        reply, arrays = take(coordinator, stage)
-        assert arrays is None
-        assert reply.reason == "failed: the cause is in the platform's own log."
-        assert f"{path}: is damaged" in caplog.text
-        assert "takes part in no further sum" in caplog.text
-        caplog.clear()
+    older = OlderFiles(coordinator, [ME])
+    signed = coordinator.confirm()
+    older.put_back(put_back)
+    lock_data()
+    said = {
+        "deleted": "this platform has no release in such a sum",
+        "masked": "other survivors were confirmed for this release",
+    }.get(put_back, "not the stage at which survivors are confirmed")
+    assert_refused(coordinator.send(ME, "confirm", FOUR), said)
+    assert_refused(coordinator.ask(ME), "confirmed already; it is not begun anew")
+    entries = [entry for entry in durable_entries(market.configs[ME]) if entry[0] == "confirm"]
+    statement = statement_of(coordinator, *FIVE).hex()
+    body = {"sha256": statement, "survivors": [*FIVE]}
+    assert entries == [("confirm", coordinator.request.id_for(ME), body)]
+    if put_back == "masked":  # it goes on as it was, with the list of before
+        total = coordinator.open(FIVE, coordinator.unmask(coordinator.confirm()))
+        np.testing.assert_array_equal(total, market.plain_sum(coordinator.request, FIVE))
+    else:  # and the others do without it
+        rest = {name: signed[name] for name in OTHERS}
+        total = coordinator.open(FIVE, coordinator.unmask(rest))
+        np.testing.assert_array_equal(total, market.plain_sum(coordinator.request, FIVE))
 
 
 def test_what_was_confirmed_is_forgotten_only_with_its_release(

@@ -177,14 +177,20 @@ def test_folding_in_pieces_is_folding_at_once() -> None:
     commit: Line = (day(3), "commit", spend(1).request_id, {"sha256": "aa"})
     decline: Line = (day(3), "decline", "spring/9/north", {"reason": "no"})
     note: Line = (day(3), "note", "", {"text": "looked at it"})
-    entries = chain(granted(MONTH), reserved(1), commit, decline, note, reserved(2, day(4)))
+    confirm: Line = (day(3), "confirm", spend(1).request_id, {"sha256": "dd", "survivors": ["n"]})
+    entries = chain(
+        granted(MONTH), reserved(1), commit, decline, confirm, note, reserved(2, day(4))
+    )
     whole = account_of(entries)
     assert whole.spends == (spend(1), spend(2))
     assert whole.releases == {spend(1).request_id: "aa"}
+    assert whole.confirmations == {spend(1).request_id: "dd"}
     assert whole.num_declined == 1
     for cut in range(len(entries)):
         first = account_of(entries[:cut])
-        untouched = replace(first, releases=dict(first.releases))
+        untouched = replace(
+            first, releases=dict(first.releases), confirmations=dict(first.confirmations)
+        )
         assert account_of(entries[cut:], first) == whole
         assert first == untouched
 
@@ -201,6 +207,9 @@ def test_folding_in_pieces_is_folding_at_once() -> None:
         ("reserve", []),
         ("reserve", None),
         ("commit", {}),
+        ("confirm", {}),
+        ("confirm", {"survivors": ["north"]}),
+        ("confirm", []),
         ("grant", {}),
         ("grant", {**grant_body(BUDGET, ""), "epsilon": -1}),
         ("grant", {**grant_body(BUDGET, ""), "epsilon": "much"}),

@@ -19,7 +19,7 @@ import pytest
 from common.errors import BudgetExhausted, RequestRefused, StateError
 from common.privacy import account as account_module
 from common.privacy import ledger as ledger_module
-from common.privacy.account import GENESIS, Budget, Entry, Spend, check_chain
+from common.privacy.account import GENESIS, Budget, Entry, Spend, check_chain, entry_digest
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import Ledger, utc_now
 from common.privacy.mechanisms import SampledGaussian
@@ -233,6 +233,84 @@ def test_one_release_belongs_to_one_reservation(ledger: Ledger) -> None:
     assert kinds(ledger) == ["grant", "reserve", "commit"]
 
 
+def test_one_list_of_survivors_belongs_to_one_release(ledger: Ledger) -> None:
+    name = spend(1).request_id
+    ledger.reserve(spend(1), BUDGET)
+    ledger.commit(name, "aa")
+    assert ledger.account().confirmations == {}
+    ledger.confirm(name, "dd", ["north", "south"])
+    before = ledger.account(), ledger.entries()
+    ledger.confirm(name, "dd", ["north", "south"])
+    with pytest.raises(RequestRefused, match="other survivors were confirmed for this release"):
+        ledger.confirm(name, "ee", ["north", "west"])
+    assert (ledger.account(), ledger.entries()) == before
+    assert kinds(ledger) == ["grant", "reserve", "commit", "confirm"]
+    last = ledger.entries()[-1]
+    assert last.request_id == name
+    assert json.loads(last.body) == {"sha256": "dd", "survivors": ["north", "south"]}
+
+
+def test_a_confirmed_list_is_of_its_own_release_and_costs_nothing(ledger: Ledger) -> None:
+    for number in (1, 2):
+        ledger.reserve(spend(number), BUDGET)
+        ledger.commit(spend(number).request_id, "aa")
+    before = ledger.account()
+    ledger.confirm(spend(1).request_id, "dd", ["north"])
+    ledger.confirm(spend(2).request_id, "ee", ["north"])
+    lists = {spend(1).request_id: "dd", spend(2).request_id: "ee"}
+    assert ledger.account() == replace(before, confirmations=lists)
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_no_list_is_confirmed_for_what_was_never_released(ledger: Ledger, reserved: bool) -> None:
+    if reserved:
+        ledger.reserve(spend(1), BUDGET)
+    before = ledger.entries()
+    with pytest.raises(StateError, match="no release is recorded that could be in a sum"):
+        ledger.confirm(spend(1).request_id, "dd", ["north"])
+    assert ledger.entries() == before
+    assert ledger.account().confirmations == {}
+
+
+def test_a_confirmed_list_outlives_the_process_and_the_period(
+    ledger: Ledger, path: Path, clock: Clock
+) -> None:
+    name = spend(1).request_id
+    ledger.reserve(spend(1), MONTH)
+    ledger.commit(name, "aa")
+    ledger.confirm(name, "dd", ["north", "south"])
+    clock.move(days=40)
+    ledger.grant(MONTH, "somebody")
+    ledger.close()
+    with closing(Ledger(path, clock=clock)) as opened:
+        assert opened.account().confirmations == {name: "dd"}
+        before = opened.entries()
+        opened.confirm(name, "dd", ["north", "south"])
+        with pytest.raises(RequestRefused, match="there is one list"):
+            opened.confirm(name, "ee", ["north", "west"])
+        assert opened.entries() == before
+
+
+def test_a_list_that_could_not_be_written_is_not_remembered(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = spend(1).request_id
+    ledger.reserve(spend(1), BUDGET)
+    ledger.commit(name, "aa")
+    before = ledger.account(), ledger.entries()
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module, "_insert", full)
+        with pytest.raises(StateError, match="disk is full"):
+            ledger.confirm(name, "dd", ["north"])
+    assert (ledger.account(), ledger.entries()) == before
+    ledger.confirm(name, "ee", ["north"])
+    assert ledger.account().confirmations == {name: "ee"}
+
+
 def test_a_declined_request_is_written_down_and_costs_nothing(ledger: Ledger) -> None:
     ledger.reserve(spend(1), BUDGET)
     ledger.decline("spring/2/north", "refused: because")
@@ -368,6 +446,36 @@ def test_a_kill_before_the_commit_leaves_nothing(path: Path) -> None:
     assert read(path) == ()
     with closing(Ledger(path)) as ledger:
         assert ledger.reserve(spend(1), BUDGET), "the dead process holds no lock"
+
+
+def test_a_confirmed_list_survives_a_kill_right_after_it(path: Path) -> None:
+    def confirm_and_die(_: int) -> int:
+        Ledger(path).confirm(spend(1).request_id, "dd", ["north"])
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    use(path, 1)
+    assert in_processes(1, confirm_and_die) == [-signal.SIGKILL]
+    with closing(Ledger(path)) as opened:
+        assert opened.account().confirmations == {spend(1).request_id: "dd"}
+
+
+def test_exactly_one_process_gets_its_list_confirmed(path: Path) -> None:
+    use(path, 1)
+
+    def race(place: int) -> int:
+        try:
+            Ledger(path).confirm(spend(1).request_id, f"list {place}", ["north"])
+        except RequestRefused:
+            return 4
+        return 0
+
+    codes = in_processes(4, race)
+    assert sorted(codes, key=str) == [0, 4, 4, 4]
+    with closing(Ledger(path)) as opened:
+        found = opened.account().confirmations
+    assert found == {spend(1).request_id: f"list {codes.index(0)}"}
+    assert [entry.kind for entry in entries(path)].count("confirm") == 1
 
 
 def test_another_connection_sees_a_reservation_at_once(ledger: Ledger, path: Path) -> None:
@@ -532,6 +640,19 @@ def test_whatever_was_done_to_it_is_named_and_grants_nothing(path: Path, name: s
     assert left == damaged, "what is damaged is evidence"
 
 
+def test_a_kind_that_is_not_known_yet_stops_the_ledger_and_is_not_skipped(path: Path) -> None:
+    """As ``confirm`` was before there were secure sums: it may forbid what one would do."""
+    use(path)
+    last = entries(path)[-1]
+    newer = replace(last, sequence=last.sequence + 1, kind="revoke", body="{}")  # type: ignore[arg-type]
+    newer = replace(newer, digest=entry_digest(last.digest, newer))
+    with closing(sqlite3.connect(path)) as db:
+        ledger_module._insert(db, [newer])
+        db.commit()
+    with pytest.raises(StateError, match=r"unknown kind 'revoke'.* not whole"):
+        Ledger(path)
+
+
 def test_the_untouched_ledger_of_these_tests_opens(path: Path) -> None:
     use(path, rounds=3)
     with unguarded(path):
@@ -576,13 +697,14 @@ def test_the_head_follows_every_entry(ledger: Ledger, path: Path) -> None:
         lambda: ledger.grant(BUDGET, "somebody"),
         lambda: ledger.reserve(spend(1), BUDGET),
         lambda: ledger.commit(spend(1).request_id, "aa"),
+        lambda: ledger.confirm(spend(1).request_id, "dd", ["north", "south"]),
         lambda: ledger.decline("x", "y"),
         lambda: ledger.note("z"),
     ):
         act()
         last = ledger.entries()[-1]
         assert head_of(path).read_text() == f"{last.sequence} {last.digest}\n"
-    assert last.sequence == 5
+    assert last.sequence == 6
 
 
 def test_the_wal_taken_away_is_found(path: Path) -> None:
