@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from common.config import parse_config
 from common.errors import ConfigError, RequestRefused, StateError
-from common.keys import read_private_key, read_public_key, sign, verify
+from common.keys import fingerprint, read_private_key, read_public_key, sign, verify
 from common.models.partition import LATTICE
 from common.secagg.keys import public_key_of
 from common.secagg.protocol import (
@@ -279,13 +279,24 @@ def check_terms(name: str, config: SecaggSection, terms: SecaggTerms) -> None:
             f"{config.max_colluding}."
         )
         raise RequestRefused(msg)
+    owners: dict[str, str] = {}
     for other in terms.participants:
-        if not _key_file(config, other).exists():
+        path = _key_file(config, other)
+        if not path.exists():
             msg = (
                 f"secagg: platform {other!r} is not among those whose keys this platform "
                 "trusts. Its operator adds one: crossrec client trust."
             )
             raise RequestRefused(msg)
+        # Two names can be one file where case does not count: they would be counted twice.
+        owner = owners.setdefault(fingerprint(read_public_key(path)), other)
+        if owner != other:
+            msg = f"secagg: {owner!r} and {other!r} have one key, so they are one platform."
+            raise RequestRefused(msg)
+    own = fingerprint(read_private_key(config.private_key).public_key())
+    if owners.get(own) != name:
+        msg = f"secagg: the key of {name!r} that is kept for others' is not this platform's own."
+        raise RequestRefused(msg)
 
 
 def _key_file(config: SecaggSection, name: str) -> Path:

@@ -48,6 +48,9 @@ _FINE_BITS = 9
 """With 32 bits the noise of a platform is at least 2^9 steps: rounding adds 2e-7 of its variance"""
 MIN_STEPS = 64.0
 """Least noise of one platform, in steps, that is accepted from anybody."""
+MAX_STEPS = 2.0 ** (GRID_BITS + 2)
+"""Most noise of one platform, in steps: no lattice is finer than half the grid of other releases.
+In far finer steps computed noise takes few values of all, and a release shows which they are."""
 MAX_DIVERGENCE = 1e-12
 """Most that rounding may add to epsilon."""
 
@@ -110,6 +113,12 @@ class Lattice:
             raise ConfigError(msg)
         if _ROOM * steps > self.largest(number):
             msg = f"lattice: {self.bits} bits leave no room beside noise of {steps:.3g} steps."
+            raise ConfigError(msg)
+        if steps > MAX_STEPS:
+            msg = (
+                f"lattice: a platform's noise is {steps:.3g} steps, expected at most "
+                f"{MAX_STEPS:g}: how it is computed would show the data."
+            )
             raise ConfigError(msg)
 
     def bound(self, std: float, number: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from client.config import SecaggSection
-from client.secure_sum import SecureSum, SessionFiles
+from client.secure_sum import SecureSum, SessionFiles, check_terms
 from common.errors import ConfigError, InvalidRelease, RequestRefused
 from common.keys import new_key_pair, read_private_key, sign
 from common.messages import SecaggStage
@@ -243,3 +243,48 @@ def test_a_signature_of_who_is_not_in_the_sum_does_not_count(keys: Path, tmp_pat
     asked = stage("p1", "unmask", signers)
     with pytest.raises(RequestRefused, match="are not in the sum"):
         coordinator.platforms["p1"].unmask(asked, pack_bytes(signatures=signatures))
+
+
+def names(*found: str) -> SecaggTerms:
+    return SecaggTerms(
+        participants=tuple(sorted(found)),
+        max_dropped=0,
+        max_colluding=1,
+        neighbours=len(found) - 1,
+        lattice=LATTICE_32,
+    )
+
+
+@pytest.fixture
+def folder(keys: Path, tmp_path: Path) -> Path:
+    for name in NAMES[:4]:
+        (tmp_path / f"{name}.pub").write_bytes((keys / f"{name}.pub").read_bytes())
+    return tmp_path
+
+
+def config(keys: Path, folder: Path) -> SecaggSection:
+    return SecaggSection(private_key=keys / "p0.key", platform_keys=folder)
+
+
+def test_one_platform_is_not_counted_under_two_names(keys: Path, folder: Path) -> None:
+    """Where case does not count in names of files, P3.pub is p3.pub.
+
+    p3 would add no noise, sign for both, and the others' noise would be a share of less.
+    """
+    check_terms("p0", config(keys, folder), names("p0", "p1", "p2", "p3"))
+    (folder / "P3.pub").hardlink_to(folder / "p3.pub")
+    with pytest.raises(RequestRefused, match=r"'P3' and 'p3' have one key"):
+        check_terms("p0", config(keys, folder), names("p0", "p1", "p3", "P3"))
+
+
+def test_a_remark_does_not_make_another_key(keys: Path, folder: Path) -> None:
+    key, _, _ = (folder / "p3.pub").read_bytes().rpartition(b" ")
+    (folder / "p4.pub").write_bytes(key + b" p4\n")
+    with pytest.raises(RequestRefused, match=r"'p3' and 'p4' have one key"):
+        check_terms("p0", config(keys, folder), names("p0", "p1", "p3", "p4"))
+
+
+def test_a_platform_that_others_could_not_believe_spends_nothing(keys: Path, folder: Path) -> None:
+    (folder / "p0.pub").write_bytes((keys / "p9.pub").read_bytes())
+    with pytest.raises(RequestRefused, match=r"the key of 'p0' .* is not this platform's own"):
+        check_terms("p0", config(keys, folder), names("p0", "p1", "p2", "p3"))

@@ -129,6 +129,31 @@ def test_only_the_latest_releases_and_vectors_are_kept(
         state.load_release("spring/2/north")
 
 
+def test_a_kept_release_has_its_session(
+    state: PlatformState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever the process is killed: without its session, the release could be summed again."""
+    for number in range(1, 4):
+        store(state, f"spring/{number}/north", seed=number)
+        write_durably(state.sessions.path(f"spring/{number}/north"), b"who was in the sum")
+    removed, unlink = [], type(tmp_path).unlink
+
+    def kill(path: Path, *, missing_ok: bool = False) -> None:
+        if path.parent.name in ("releases", "secagg"):
+            removed.append(path.parent.name)
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "unlink", kill)
+        with pytest.raises(KeyboardInterrupt):
+            store(state, "spring/4/north", seed=4)
+    assert removed == ["releases"]
+    assert files(tmp_path / "state", "secagg") == 3
+    store(state, "spring/5/north", seed=5)
+    assert files(tmp_path / "state", "secagg") == 1
+
+
 def test_vectors_are_those_of_the_last_recorded_release_of_the_run(state: PlatformState) -> None:
     assert same(loaded(state, "spring"), FRESH)
     store(state, "spring/1/north", seed=1)

@@ -20,9 +20,10 @@ from scipy.special import log_ndtr, ndtr
 
 from common.errors import ConfigError
 from common.privacy.noise import grid_step
-from common.privacy.randomness import MAX_DEVIATION, RandomSource, SeededRandom
+from common.privacy.randomness import CHUNK, MAX_DEVIATION, RandomSource, SeededRandom
 from common.secagg.lattice import (
     MAX_DIVERGENCE,
+    MAX_STEPS,
     MIN_STEPS,
     Lattice,
     choose_lattice,
@@ -152,6 +153,36 @@ def test_too_coarse_and_too_fine_lattices_are_refused() -> None:
         lattice.check_noise(MIN_STEPS, 10_000, 1)
     with pytest.raises(ConfigError, match="32 bits leave no room beside noise of"):
         lattice.check_noise(2.0**22, 1000, 1)
+
+
+def test_a_lattice_finer_than_computed_noise_is_refused() -> None:
+    """Two draws have one radius, and float64 has few of them close to 0.
+
+    On a lattice of 2^46 steps a standard deviation, that of two small numbers of a release is one
+    of these if the sums are what they are, and none if they are off by 2^-16 deviations.
+    """
+    steps = 2.0**46
+    lattice = Lattice(bits=64, exponent=0)
+
+    def off(first: np.ndarray, second: np.ndarray) -> float:
+        """How far radii are from those that are possible: 1/4 if they follow no rule."""
+        places = -np.expm1(-(first**2 + second**2) / 2 / steps**2) * 2.0**53
+        return float(np.abs(places - np.rint(places)).mean())
+
+    pairs = []
+    for seed in range(100):
+        zeros = torch.zeros(CHUNK, dtype=torch.float64)
+        release = noisy_lattice(zeros, steps, lattice, 3, SeededRandom(seed))
+        pair = lattice.values(release).reshape(2, -1)
+        pairs.append(pair[:, np.hypot(*pair) < steps * 2.0**-8])
+    first, second = np.concatenate(pairs, axis=1)
+    assert off(first, second) < 0.15
+    assert off(first + 2.0**30, second) > 0.15
+    with pytest.raises(ConfigError, match=r"7.04e\+13 steps, expected at most 262144"):
+        lattice.check_noise(steps, 3, 1)
+    lattice.check_noise(MAX_STEPS, 3, 1)
+    with pytest.raises(ConfigError, match="how it is computed would show the data"):
+        lattice.check_noise(MAX_STEPS * 1.001, 3, 1)
 
 
 # How much is lost
