@@ -313,7 +313,12 @@ class SecureSums:
                 total, session, pending.sharers, pending.survivors, revealed, pending.commitments
             )
         except InvalidRelease as error:
-            raise RunFailed(f"{request.what}: {error} What is finished is kept.") from error
+            msg = (
+                f"{request.what}: {error} Who is in this sum is settled, so it is not begun anew: "
+                "unless a platform answers differently at `crossrec server resume`, choose "
+                "another run_id and leave out the platform that lies."
+            )
+            raise RunFailed(msg) from error
         for name in pending.survivors:
             report(name, "released")
         return Summed(platforms=pending.survivors, numbers=terms.lattice.values(total))

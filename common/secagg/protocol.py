@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from common.errors import InvalidRelease, RequestRefused
@@ -37,7 +38,7 @@ from common.secagg.keys import (
 from common.secagg.sharing import SECRET_BYTES, SHARE_BYTES, join, split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -251,35 +252,60 @@ def unmask_(
     plus: list[bytes] = []
     minus: list[bytes] = []
     for owner in sharers:
-        shares = {
-            session.point(holder): found[owner]
-            for holder, found in revealed.items()
-            if owner in found
-        }
-        try:
-            secret = join(shares, session.needed(owner))
-        except InvalidRelease as error:
-            raise _cannot_open(owner, revealed, str(error)) from error
         if owner in survivors:
-            if commitment(session, owner, secret) != commitments[owner]:
-                raise _cannot_open(owner, revealed, "they give another seed than it committed to.")
-            minus.append(_own_key(session, secret))
+            committed = partial(commitment, session, owner)
+            what = "another seed than it committed to"
+            own_mask = _secret_of(owner, session, revealed, committed, commitments[owner], what)
+            minus.append(_own_key(session, own_mask))
         else:
-            if public_key_of(secret) != session.advertised[owner].mask_key:
-                raise _cannot_open(owner, revealed, "they give another key than it advertised.")
-            added, taken = _pair_keys(session, owner, secret, survivors)
+            advertised = session.advertised[owner].mask_key
+            what = "another key than it advertised"
+            mask_key = _secret_of(owner, session, revealed, public_key_of, advertised, what)
+            added, taken = _pair_keys(session, owner, mask_key, survivors)
             # What the owner would have added, its neighbours took away, and the other way round.
             plus += added
             minus += taken
     add_streams_(total, plus=plus, minus=minus)
 
 
-def _cannot_open(
-    owner: str, revealed: Mapping[str, Mapping[str, bytes]], why: str
-) -> InvalidRelease:
+def _secret_of(
+    owner: str,
+    session: Session,
+    revealed: Mapping[str, Mapping[str, bytes]],
+    public_form: Callable[[bytes], bytes],
+    expected: bytes,
+    wrong: str,
+) -> bytes:
+    """Put a secret together; where there are more shares than needed, one of them may be a lie.
+
+    Args:
+        owner: whose it is.
+        session: in which it was dealt.
+        revealed: by who revealed, a share of each of its neighbours.
+        public_form: of a secret.
+        expected: that of the right one.
+        wrong: what another one is, for people.
+
+    Raises:
+        InvalidRelease: if no shares give the right one.
+    """
     holders = sorted(holder for holder, found in revealed.items() if owner in found)
+    needed = session.needed(owner)
+    why = f"they give {wrong}."
+    # Those who stand next to each other, beginning with each one: some of these leave a liar out.
+    for first in range(len(holders) if len(holders) > needed else 1):
+        chosen = (holders[first:] + holders[:first])[:needed]
+        shares = {session.point(holder): revealed[holder][owner] for holder in chosen}
+        try:
+            found = join(shares, needed)
+        except InvalidRelease as error:
+            why = str(error)
+            continue
+        if public_form(found) == expected:
+            return found
+        why = f"they give {wrong}."
     msg = f"the mask of {owner!r} cannot be taken away: {why} Shares came from {holders}."
-    return InvalidRelease(msg)
+    raise InvalidRelease(msg)
 
 
 def _pair_keys(

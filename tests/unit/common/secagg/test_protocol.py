@@ -152,31 +152,36 @@ def test_a_release_that_comes_late_changes_nothing_and_stays_masked() -> None:
     assert not own & {share for shares in revealed.values() for share in shares.values()}
 
 
-def wrong(share: bytes) -> bytes:
-    return ((int.from_bytes(share, "big") + 1) % _PRIME).to_bytes(SHARE_BYTES, "big")
+def wrong(share: bytes, by: int = 1) -> bytes:
+    return ((int.from_bytes(share, "big") + by) % _PRIME).to_bytes(SHARE_BYTES, "big")
 
 
-@pytest.mark.parametrize(("owner", "which"), [("p000", "key"), ("p002", "seed")])
-def test_wrong_shares_are_noticed_and_named_or_not_needed(owner: str, which: str) -> None:
+@pytest.mark.parametrize(
+    ("owner", "which", "num_liars", "opens"),
+    [("p000", "key", 1, True), ("p000", "key", 2, False), ("p002", "seed", 1, False)],
+)
+def test_wrong_shares_are_left_out_while_there_are_others_and_then_named(
+    owner: str, which: str, num_liars: int, *, opens: bool
+) -> None:
+    """Four hold shares of one who dropped out, three of one who did not; three are needed."""
     found = parties(terms(5, dropped=1))
     names, survivors = found.terms.participants, found.terms.participants[1:]
-    session, noticed = found.session(names), 0
-    for liar in survivors:
-        if liar == owner:
-            continue
+    session = found.session(names)
+    assert session.needed(owner) == 3
+    for liars in combinations([name for name in survivors if name != owner], num_liars):
         revealed = found.revealed(session, survivors, names, survivors)
-        revealed[liar][owner] = wrong(revealed[liar][owner])
+        for place, liar in enumerate(liars, start=1):
+            revealed[liar][owner] = wrong(revealed[liar][owner], by=place**5)
         total = found.masked_sum(session, names, survivors)
-        try:
+        if opens:
             unmask_(total, session, names, survivors, revealed, found.commitments(session))
-        except InvalidRelease as error:
-            noticed += 1
-            message = f"the mask of {owner!r} cannot be taken away: they give another {which} than"
-            assert message in str(error) or "do not belong together" in str(error)  # noqa: PT017
-            assert repr(liar) in str(error)  # noqa: PT017
-        else:
             assert np.array_equal(total, found.plain_sum(survivors))
-    assert noticed == session.needed(owner) == 3
+            continue
+        with pytest.raises(InvalidRelease) as caught:
+            unmask_(total, session, names, survivors, revealed, found.commitments(session))
+        message = f"the mask of {owner!r} cannot be taken away: they give another {which} than"
+        assert message in str(caught.value) or "do not belong together" in str(caught.value)
+        assert all(repr(liar) in str(caught.value) for liar in liars)
 
 
 def test_a_wrong_commitment_names_its_owner() -> None:
