@@ -158,6 +158,9 @@ def trust_platform(
         raise ConfigError(msg)
     known = trusted_keys(section)
     for other, held in known.items():
+        if other != name and other.casefold() == name.casefold():
+            msg = f"{name}: {other!r} is known, and some disks would take both names for one file."
+            raise ConfigError(msg)
         if other != name and held == found:
             msg = f"{key}: is the key of platform {other!r}; every platform needs its own."
             raise ConfigError(msg)

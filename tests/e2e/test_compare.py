@@ -68,7 +68,7 @@ def test_the_built_in_marketplace_from_flags_to_report(
     assert result.data.is_synthetic
     out = capsys.readouterr().out
     assert "shop-2 with 50 % of its users" in out
-    assert "Here it is simulated" in out
+    assert "added up in the clear" in out
     report = Path("run/report.html").read_text(encoding="utf-8")
     assert "shop-2 with 50 % of its users" in report
     assert report.count("data:image/png") == 4

@@ -92,7 +92,7 @@ def test_the_command_line_sums_securely(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--local-steps", 2), r"local.steps.*2.*secure aggregation takes one noisy step"),
+        (("--local-steps", 2), r"local_steps: found 2; with trust .* one noisy step"),
         (("--max-dropped", 2), r"of 4 platforms 2 may drop out"),
         (("--max-colluding", 4), r"of 4 platforms 0 may drop out and 4 collude"),
     ],

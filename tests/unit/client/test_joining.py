@@ -163,6 +163,8 @@ def test_one_key_never_counts_as_two_platforms(shop: Path, tmp_path: Path, repla
         trust(shop, "shop-c", shop / "node.pub", replace=replace)
     with pytest.raises(ConfigError, match="cannot be the key of 'shop-a'"):
         trust(shop, "shop-a", tmp_path / "shop-c/node.pub", replace=replace)
+    with pytest.raises(ConfigError, match="some disks would take both names for one file"):
+        trust(shop, "Shop-B", tmp_path / "shop-c/node.pub", replace=replace)
     assert known_to(shop) == before
 
 

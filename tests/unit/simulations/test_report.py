@@ -111,7 +111,7 @@ def test_the_privacy_statement_is_complete(report: Document) -> None:
         "Noise multiplier",
         "0.8",
         "Sampling rate",
-        "to see only the sum",
+        "sees only the sum",
         "noised sum of clipped gradients",
         "This is a simulation.",
         "Whoever knows the seed can take the noise off",

@@ -309,7 +309,7 @@ def test_simulated_secure_aggregation_says_what_single_releases_would_cost(
 
 def test_simulated_secure_aggregation_needs_two_platforms(tmp_path: Path) -> None:
     data = write_shops(tmp_path / "data", {"north": 10})
-    with pytest.raises(ConfigError, match="at least two platforms"):
+    with pytest.raises(ConfigError, match="of 1 platforms 0 may drop out and 1 collude"):
         run_all(options(data, plan="ncf", trust="secagg-simulated"), tmp_path / "run")
 
 

@@ -103,7 +103,6 @@ def test_each_flag_sets_its_option(
     ("words", "said"),
     [
         (["--trust", "nobody"], "--trust: found 'nobody'"),
-        (["--trust", "secagg"], "secure aggregation is not part of this version"),
         (["--trust", "none"], "there is always a run without noise"),
         (["--seeds", "x"], "--seeds: found 'x'"),
         (["--epsilon", "x"], "--epsilon: found 'x'"),

@@ -61,7 +61,7 @@ def test_the_report_stands_alone_and_says_what_matters() -> None:
     assert not re.search(r"(?:src|href)=.(?!data:)", html)
     for text in (
         "Joining pays for t1 with 10 % of its users",
-        "need a secure aggregation protocol",
+        "added up in the clear",
         "+0.0290 ± 0.0040 (users 0.0040, seeds 0.0040)",
         "popularity",
         "Catalogue overlap".lower(),
