@@ -432,7 +432,12 @@ MASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
     "an-array-more": (lambda c: changed(honest_mask(c), probe=np.zeros(1)), "expected exactly"),
     "nothing": (lambda c: (honest_mask(c)[0], {}), "expected exactly"),
 }
-ALL_PRESENT = {"of-another-session", "for-another-receiver", "without-me-in-it"}
+ALL_PRESENT = {
+    "of-another-session",
+    "for-another-receiver",
+    "without-me-in-it",
+    "present-and-not-in-the-sum",
+}
 """Attempts at which all five are there; else york did not come."""
 
 CONFIRM: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
@@ -483,7 +488,7 @@ UNMASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
         lambda c: signatures(c, south=by("south", c, *FOUR[:3])),
         "'south' did not sign that these are the survivors",
     ),
-    "of-another-session": (
+    "signed-in-another-session": (
         lambda c: signatures(c, south=by("south", c, *FOUR, digest="0" * 64)),
         "'south' did not sign",
     ),
@@ -505,6 +510,10 @@ UNMASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
         "expected participants, increasing, each once",
     ),
     "not-present": (
+        lambda c: (FIVE, pack_bytes(signatures=[by(name, c, *FOUR) for name in FIVE])),
+        "those who confirmed are not in the sum",
+    ),
+    "present-and-not-in-the-sum": (
         lambda c: (FIVE, pack_bytes(signatures=[by(name, c, *FOUR) for name in FIVE])),
         "those who confirmed are not in the sum",
     ),
@@ -540,7 +549,7 @@ def prepared(folder: Path, stage: Stage, case: str) -> Coordinator:
     if stage in ("confirm", "unmask"):
         coordinator.mask()
     if stage == "unmask":
-        coordinator.confirm()
+        coordinator.confirm(FOUR)
     return coordinator
 
 
