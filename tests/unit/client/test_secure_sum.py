@@ -432,7 +432,12 @@ MASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
     "an-array-more": (lambda c: changed(honest_mask(c), probe=np.zeros(1)), "expected exactly"),
     "nothing": (lambda c: (honest_mask(c)[0], {}), "expected exactly"),
 }
-ALL_PRESENT = {"of-another-session", "for-another-receiver", "without-me-in-it"}
+ALL_PRESENT = {
+    "of-another-session",
+    "for-another-receiver",
+    "without-me-in-it",
+    "present-and-not-in-the-sum",
+}
 """Attempts at which all five are there; else york did not come."""
 
 CONFIRM: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
@@ -483,7 +488,7 @@ UNMASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
         lambda c: signatures(c, south=by("south", c, *FOUR[:3])),
         "'south' did not sign that these are the survivors",
     ),
-    "of-another-session": (
+    "signed-in-another-session": (
         lambda c: signatures(c, south=by("south", c, *FOUR, digest="0" * 64)),
         "'south' did not sign",
     ),
@@ -505,6 +510,10 @@ UNMASK: dict[str, tuple[Callable[[Coordinator], Attempt], str]] = {
         "expected participants, increasing, each once",
     ),
     "not-present": (
+        lambda c: (FIVE, pack_bytes(signatures=[by(name, c, *FOUR) for name in FIVE])),
+        "those who confirmed are not in the sum",
+    ),
+    "present-and-not-in-the-sum": (
         lambda c: (FIVE, pack_bytes(signatures=[by(name, c, *FOUR) for name in FIVE])),
         "those who confirmed are not in the sum",
     ),
@@ -540,7 +549,7 @@ def prepared(folder: Path, stage: Stage, case: str) -> Coordinator:
     if stage in ("confirm", "unmask"):
         coordinator.mask()
     if stage == "unmask":
-        coordinator.confirm()
+        coordinator.confirm(FOUR)
     return coordinator
 
 
@@ -941,7 +950,7 @@ def share_again(attack: Attack, coordinator: Coordinator, second: Coordinator) -
             second.commitments[name] = coordinator.commitments[name]
 
 
-TRUSTS = [(3, 0, 1), (4, 0, 2), (5, 1, 1), (5, 1, 2), (7, 2, 2)]
+TRUSTS = [(3, 0, 1), (5, 1, 1), (5, 1, 2), (7, 2, 2)]
 """Platforms, how many may drop out, how many collude."""
 SPLITS = [(3, 0, 1, 1), (3, 0, 1, 2), (5, 1, 2, 1), (5, 1, 2, 2), (7, 2, 2, 3)]
 """The same, and how many honest ones are shown the list with everybody first."""
@@ -976,7 +985,7 @@ def test_no_second_sum_without_the_victim_can_follow(
     assert again_without_it(attacking(tmp_path, number, max_dropped, num_colluding)) is None
 
 
-@pytest.mark.parametrize("put_back", PUT_BACK)
+@pytest.mark.parametrize("put_back", ["deleted", "advertised"])
 def test_no_second_sum_follows_whatever_session_files_are_put_back(
     tmp_path: Path, put_back: str
 ) -> None:
@@ -1101,7 +1110,7 @@ def overlook_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("forgetful_ledgers")
-@pytest.mark.parametrize("put_back", ["", *PUT_BACK])
+@pytest.mark.parametrize("put_back", ["", "deleted", "advertised"])
 def test_a_platform_that_begins_anew_after_confirming_would_be_found_out(
     tmp_path: Path, put_back: str
 ) -> None:
