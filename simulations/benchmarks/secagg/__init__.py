@@ -16,5 +16,6 @@ What is compared:
 - ``secagg-drops``: d platforms drop out once they dealt shares, when it costs most;
 - ``secagg-sparse``, ``secagg-sparse-drops``: the same where each platform has few neighbours;
 - ``flower``, ``flower-drops``: the noise of ``plain`` under ``secaggplus_mod`` and
-  ``SecAggPlusWorkflow``, see :mod:`simulations.benchmarks.secagg.flower`.
+  ``SecAggPlusWorkflow``, see :mod:`simulations.benchmarks.secagg.flower`; with many platforms
+  ``flower-sparse``, ``flower-sparse-drops``, with as many neighbours as ours.
 """

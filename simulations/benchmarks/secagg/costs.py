@@ -15,10 +15,13 @@ Subject = Literal[
     "secagg-sparse-drops",
     "flower",
     "flower-drops",
+    "flower-sparse",
+    "flower-sparse-drops",
 ]
 
 _SPARSE_FROM = 50
-"""Platforms from which few neighbours are worth a row."""
+"""Platforms from which few neighbours are worth a row. Flower's has no other there: dealing shares
+to a hundred takes it minutes."""
 _DIM = 24  # with the bias 25 numbers for each item: round numbers of parameters
 _MOST_FLOWER_DRAWS = 10**10
 """Random numbers of all platforms together; Flower's generator takes a minute for them."""
@@ -59,17 +62,19 @@ class SecaggCase:
     def subjects(self) -> tuple[Subject, ...]:
         """What is compared, ``plain`` first."""
         found: list[Subject] = ["plain", "secagg"]
-        if self.platforms >= _SPARSE_FROM:
+        is_large = self.platforms >= _SPARSE_FROM
+        if is_large:
             found.append("secagg-sparse")
         if self.with_flower:
-            found.append("flower")
+            found.append("flower-sparse" if is_large else "flower")
         if self.drops:
             found += [f"{name}-drops" for name in found[1:]]  # type: ignore[misc]
         return tuple(found)
 
     def for_subject(self, subject: Subject) -> SecaggCase:
         """The same for all, but for a size that Flower's would take minutes for."""
-        most = _MOST_FLOWER_DRAWS // self.platforms**2
+        others = self.sparse_neighbours if "sparse" in subject else self.platforms
+        most = _MOST_FLOWER_DRAWS // (self.platforms * others)
         if subject.startswith("flower") and self.parameters > most:
             return replace(self, parameters=most)
         return self

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from flwr.server.client_proxy import ClientProxy
 
     from common.models.partition import Arrays
-    from simulations.benchmarks.secagg.costs import SecaggCase
+    from simulations.benchmarks.secagg.costs import SecaggCase, Subject
     from simulations.benchmarks.secagg.grid import CountingGrid, Spent
 
 _RUN_ID = 1
@@ -146,8 +146,12 @@ class _TakeTheMean(FedAvg):
         return results[0][1].parameters, {}
 
 
-def coordinate(case: SecaggCase, grid: CountingGrid, shared: Arrays) -> tuple[Found, Spent]:
+def coordinate(
+    case: SecaggCase, subject: Subject, grid: CountingGrid, shared: Arrays
+) -> tuple[Found, Spent]:
     """Run Flower's workflow over the grid; what it found, and the coordinator's own time."""
+    # Its own share is one of a platform's.
+    num_shares = 1 + case.sparse_neighbours if "sparse" in subject else case.platforms
     nodes = list(grid.get_node_ids())
     context = LegacyContext(
         Context(run_id=_RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={}),
@@ -159,8 +163,8 @@ def coordinate(case: SecaggCase, grid: CountingGrid, shared: Arrays) -> tuple[Fo
         ndarrays_to_parameters([flatten(shared)]), keep_input=False
     )
     workflow = SecAggPlusWorkflow(
-        num_shares=1.0,
-        reconstruction_threshold=(case.platforms - case.drops) / case.platforms,
+        num_shares=num_shares,
+        reconstruction_threshold=num_shares - case.drops if case.drops else 1.0,
         max_weight=float(_WEIGHT),
     )
     workflow(grid, context)

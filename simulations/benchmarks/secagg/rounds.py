@@ -91,7 +91,7 @@ def run_round(case: SecaggCase, subject: Subject, folder: Path) -> RoundCost:
         size = sum(int(np.prod(shape)) for shape in shapes.values())
         shared = unflatten(np.linspace(-1.0, 1.0, size, dtype=np.float32), shapes)
         if is_flower:
-            found, spent = flower.coordinate(case, grid, shared)
+            found, spent = flower.coordinate(case, subject, grid, shared)
         else:
             found, spent = _coordinate(case, subject, folder, grid, shared)
         server_peak = peak_mebibytes()
