@@ -143,7 +143,7 @@ def _measure_here(case: EngineCase, subject: Subject, seconds: float) -> EngineT
         subject=subject,
         step_seconds=median,
         interactions_per_second=case.num_users * case.interactions / median,
-        peak_mebibytes=_peak_mebibytes(),
+        peak_mebibytes=peak_mebibytes(),
     )
 
 
@@ -198,7 +198,7 @@ def build_step(case: EngineCase, subject: Subject) -> Callable[[], None]:
     return private_step
 
 
-def _peak_mebibytes() -> float:
+def peak_mebibytes() -> float:
     """Peak resident memory of this process alone; `getrusage` would count its parent's too."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
