@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from client.config import SecaggSection
 from client.secure_sum import SecureSum, SessionFiles
 from common.messages import Reply, SecaggStage, TrainRequest
 from common.models.partition import LATTICE, flatten, shared_shapes, unflatten
+from common.privacy.account import Account
 from common.privacy.noise import add_gaussian_noise_
 from common.privacy.randomness import SystemRandom
 from common.secagg.lattice import noisy_lattice
@@ -19,6 +21,7 @@ from common.wire import decode, encode
 from simulations.benchmarks.secagg.grid import platform_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flwr.app import RecordDict
@@ -131,6 +134,22 @@ def mean_of(releases: Releases, nodes: list[int]) -> np.ndarray:
     return mean
 
 
+class _Confirmed:
+    """In place of a ledger, which costs the same with and without secure aggregation."""
+
+    def __init__(self) -> None:
+        self._account = Account()
+
+    def account(self) -> Account:
+        """What was confirmed."""
+        return self._account
+
+    def confirm(self, request_id: str, sha256: str, survivors: Sequence[str]) -> None:
+        """Remember one list."""
+        del survivors
+        self._account.confirmations[request_id] = sha256
+
+
 class SecurePlatforms:
     """Noise on the lattice, and the stages of a deployed platform with its files."""
 
@@ -140,12 +159,14 @@ class SecurePlatforms:
         self._folder = folder
         self._sums = torch.empty(0)
         self._lattice: Lattice | None = None
+        self._confirmed: defaultdict[int, _Confirmed] = defaultdict(_Confirmed)
         self._release: Arrays = {}
 
     def _secure_sum(self, node: int) -> SecureSum:
         name, keys = platform_name(node), self._folder / KEYS
         config = SecaggSection(private_key=keys / f"{name}.key", platform_keys=keys, min_summed=2)
-        return SecureSum(name, config, SessionFiles(self._folder / f"{name}-sessions"))
+        files = SessionFiles(self._folder / f"{name}-sessions")
+        return SecureSum(name, config, files, self._confirmed[node])
 
     def prepare(self, node: int, stage: str) -> None:
         """Sums before the first stage."""
