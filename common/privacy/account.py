@@ -315,7 +315,9 @@ def account_of(entries: Iterable[Entry], start: Account | None = None) -> Accoun
             elif entry.kind == "commit":
                 releases[entry.request_id] = _decode(entry.body)["sha256"]
             elif entry.kind == "confirm":
-                confirmations[entry.request_id] = _decode(entry.body)["sha256"]
+                found = _decode(entry.body)["sha256"]
+                if confirmations.setdefault(entry.request_id, found) != found:
+                    raise ValueError("it names a second list")  # noqa: TRY301
             elif entry.kind == "decline":
                 account = replace(account, num_declined=account.num_declined + 1)
             elif entry.kind == "grant":

@@ -469,3 +469,13 @@ def test_without_sampling_noise_may_change_as_one_goes() -> None:
 def test_another_period_may_sample_in_another_way() -> None:
     held = account(granted(MONTH), reserved(1, mechanism=SAMPLED), granted(MONTH, day(31)))
     held.price(spend(2), MONTH, day(32))
+
+
+def test_a_ledger_with_two_lists_for_one_release_is_not_whole() -> None:
+    lists: list[Line] = [
+        (day(3), "confirm", spend(1).request_id, {"sha256": digest, "survivors": ["n"]})
+        for digest in ("dd", "ee")
+    ]
+    account_of(chain(granted(MONTH), reserved(1), lists[0], lists[0]))
+    with pytest.raises(StateError, match="names a second list"):
+        account_of(chain(granted(MONTH), reserved(1), *lists))
