@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -254,12 +254,15 @@ class Platform:
         arrays: Arrays,
         make: Callable[[Arrays, PlatformState], Arrays],
     ) -> Arrays:
+        arrays_digest = sha256(pack_arrays(arrays, {}))
         spend = Spend(
             request_id=request.request_id,
-            request_digest=request.digest(sha256(pack_arrays(arrays, {}))),
+            request_digest=request.digest(arrays_digest),
             description=f"run {request.run_id}, {request.what}",
             mechanism=request.mechanism(),
             mechanism_if_broken=request.mechanism_if_broken(),
+            request=asdict(request),
+            arrays_digest=arrays_digest,
         )
         with self._state() as state:
             state.check_running()

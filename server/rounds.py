@@ -14,6 +14,7 @@ from common.models.partition import shared_shapes, unflatten
 from common.wire import encode
 from server.aggregation import StreamingSum
 from server.membership import sample_platforms
+from server.records import asked_mechanism, note_release
 from server.releases import check_update, norm_of, release_bytes
 from server.robust import RobustMean, releases_needed
 from server.strategy import ServerState, apply_update
@@ -72,8 +73,10 @@ class TrainingRounds:
             asked = {name: asked[name] for name in participants if name in asked}
         elif federation.platforms_per_round is not None:
             asked = {name: asked[name] for name in self._sample(asked, number)}
-        self._journal.write("round-started", round=number, platforms=list(asked))
         requests = self._requests(number, asked, participants)
+        self._journal.write(
+            "round-started", round=number, platforms=list(asked), **asked_mechanism(requests)
+        )
         messages = {
             name: Message(
                 encode(request, state.parameters), asked[name], TRAIN, group_id=str(number)
@@ -180,6 +183,7 @@ class TrainingRounds:
             max_bytes=release_bytes(shapes),
         ):
             if release is not None:
+                note_release(self._journal, requests[name], release)
                 releases.add(release)
             report(name, outcome)
         self._exchange.check_quorum(

@@ -33,6 +33,7 @@ from common.secagg.protocol import (
 from common.secagg.wire import most_bytes, pack_bytes, pack_keys, unpack_bytes, unpack_keys
 from common.storage import pack_arrays, read_arrays, sha256, write_durably
 from common.wire import encode
+from server.records import note_confirmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -279,6 +280,7 @@ class SecureSums:
             report=note,
         )
         self._check_number(request.what, "confirmed who is in the sum", confirmed, terms)
+        note_confirmed(self._journal, request, statement, pending.survivors)
         signers = tuple(sorted(confirmed))
         signatures = pack_bytes(
             signatures=[confirmed[name]["signature"].tobytes() for name in signers]

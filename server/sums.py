@@ -19,6 +19,7 @@ from common.models.partition import check_asked, check_sum
 from common.wire import encode
 from server.aggregation import StreamingSum
 from server.checkpoint import CollectedSum, CollectedSums
+from server.records import asked_mechanism, note_release
 from server.releases import check_sum_release, release_bytes
 from server.secure_sum import SecureSums, Summed
 
@@ -126,10 +127,14 @@ class PrivateSums:
         nodes = self._standing.remaining(nodes)
         if self._config.is_summed:
             nodes = {name: nodes[name] for name in self._members.founders if name in nodes}
-        self._journal.write(
-            "sum-started", quantity=quantity, items=len(asked["items"]), platforms=list(nodes)
-        )
         requests = self._requests(quantity, nodes)
+        self._journal.write(
+            "sum-started",
+            quantity=quantity,
+            items=len(asked["items"]),
+            platforms=list(nodes),
+            **asked_mechanism(requests),
+        )
         messages = {
             name: Message(encode(request, asked), nodes[name], SUM, group_id=quantity)
             for name, request in requests.items()
@@ -215,6 +220,7 @@ class PrivateSums:
             messages, number=0, wanted="released", check=check, max_bytes=max_bytes
         ):
             if release is not None:
+                note_release(self._journal, requests[name], release)
                 releases.add(release)
                 platforms.append(name)
             report(name, outcome)

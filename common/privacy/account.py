@@ -24,7 +24,7 @@ from common.privacy.accounting import AccountantName, epsilon_spent
 from common.privacy.mechanisms import MAX_STEPS, PrivacyUnit, SampledGaussian, mechanism_from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 EntryKind = Literal["grant", "reserve", "commit", "confirm", "decline", "note"]
 
@@ -137,6 +137,10 @@ class Spend:
     mechanism_if_broken: SampledGaussian
     """What an observer of this platform's own release faces; equal to ``mechanism`` without
     secure aggregation."""
+    request: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was asked for, as JSON values; for auditors, and not read back."""
+    arrays_digest: str = field(default="", compare=False, repr=False)
+    """SHA-256 of the arrays beside it; with ``request`` it gives ``request_digest``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,6 +370,8 @@ def reserve_body(spend: Spend, price: Price) -> dict[str, Any]:
     before, after = (v if math.isfinite(v) else None for v in (price.before, price.after))
     return {
         "request_digest": spend.request_digest,
+        "request": dict(spend.request),
+        "arrays_digest": spend.arrays_digest,
         "description": spend.description,
         "mechanism": spend.mechanism.to_dict(),
         "mechanism_if_broken": spend.mechanism_if_broken.to_dict(),

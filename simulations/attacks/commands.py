@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simulations.attacks.study import Outcome
+    from simulations.attacks.promotion.study import Outcome
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -75,8 +75,8 @@ def promotion(
 
     from common.errors import ConfigError
     from common.storage import FOR_ALL, write_durably
-    from simulations.attacks.plot import save_plot
-    from simulations.attacks.study import Case, choose_attacker, defences_of, run_case
+    from simulations.attacks.promotion.plot import save_plot
+    from simulations.attacks.promotion.study import Case, choose_attacker, defences_of, run_case
     from simulations.options import SimulationOptions
     from simulations.simulate import load_marketplace
 

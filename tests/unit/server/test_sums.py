@@ -129,9 +129,16 @@ def test_counts_choose_the_items_and_weights_of_the_pairs_and_the_sum_is_handed_
 def test_the_journal_tells_what_was_asked_and_who_released(folder: Path) -> None:
     config = federation(folder, HONEST, sums=FEW)
     run(config, shops(folder))
-    assert events(config, "sum-started") == [
-        {"quantity": "item-counts", "items": NUM_ITEMS, "platforms": list(HONEST)},
-        {"quantity": "item-pairs", "items": PAIR_ITEMS, "platforms": list(HONEST)},
+    assert [
+        (event["quantity"], event["items"], event["platforms"])
+        for event in events(config, "sum-started")
+    ] == [
+        ("item-counts", NUM_ITEMS, list(HONEST)),
+        ("item-pairs", PAIR_ITEMS, list(HONEST)),
+    ]
+    assert [event["mechanism"]["noise_multiplier"] for event in events(config, "sum-started")] == [
+        FEW.counts_noise_multiplier,
+        FEW.pairs_noise_multiplier,
     ]
     assert events(config, "sum-closed") == [
         {"quantity": "item-counts", "releases": 3},

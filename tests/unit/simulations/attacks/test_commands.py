@@ -26,7 +26,9 @@ def test_a_study_from_the_command_line(
     words = ["promotion", "--plan", plan, "--data", str(write_shops(tmp_path / "data", SIZES))]
     words += ["--strength", "0", "--strength", "1000000", "--rounds", "2", "--epochs", "2"]
     if plan == "ncf":  # Krum needs five platforms
-        monkeypatch.setattr("simulations.attacks.study.defences_of", lambda _: ("none", "bound"))
+        monkeypatch.setattr(
+            "simulations.attacks.promotion.study.defences_of", lambda _: ("none", "bound")
+        )
     done = CliRunner().invoke(app, [*words, "--out", str(out)], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in out.iterdir()) == ["promotion.json", "promotion.png"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from simulations.attacks.study import Outcome
+    from simulations.attacks.promotion.study import Outcome
 
 
 def save_plot(outcomes: Sequence[Outcome], folder: Path) -> None:

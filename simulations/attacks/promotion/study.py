@@ -19,7 +19,7 @@ from common.rng import derived_generator
 from common.storage import write_durably
 from server.config import AggregationName, FederationConfig, ValidationSection
 from server.journal import read_journal
-from simulations.attacks.promotion import PoisonedGrid, Promotion
+from simulations.attacks.promotion.false_releases import PoisonedGrid, Promotion
 from simulations.engines.in_process import run_in_process
 from simulations.federation import lay_out
 from simulations.measure import personal_scorer

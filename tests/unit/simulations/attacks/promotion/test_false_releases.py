@@ -9,7 +9,7 @@ from common.messages import TrainRequest
 from common.models.ncf import NcfConfig
 from common.models.pairs import num_pairs, symmetric
 from common.models.partition import shared_shapes
-from simulations.attacks.promotion import Promotion, false_pairs, false_update
+from simulations.attacks.promotion.false_releases import Promotion, false_pairs, false_update
 
 ITEMS = 12
 ATTACK = Promotion(target=5, popular=np.array([1, 4, 8, 10]), population=300, strength=0.5)
