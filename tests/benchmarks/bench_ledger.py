@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from contextlib import closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from common.messages import TrainRequest
+from common.models.ncf import NcfConfig
 from common.privacy.account import Budget, Entry, Price, Spend, reserve_body
 from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import LEDGER_FILE, Ledger, _entry_after, _insert
@@ -18,6 +21,23 @@ if TYPE_CHECKING:
 BUDGET = Budget(epsilon=8.0, delta=1e-5)
 MECHANISM = SampledGaussian(noise_multiplier=1000.0, sampling_rate=1.0, steps=1)
 NUM_ROUNDS = 50_000
+REQUEST = TrainRequest(
+    run_id="run",
+    platform="north",
+    catalogue_digest="c" * 64,
+    trust="local",
+    num_platforms=5,
+    noise_multiplier=MECHANISM.noise_multiplier,
+    round_number=1,
+    model=NcfConfig(),
+    clipping_norm=0.25,
+    sampling_rate=MECHANISM.sampling_rate,
+    local_steps=MECHANISM.steps,
+    denominator=3000.0,
+    learning_rate=1.0,
+    user_steps=5,
+    dropout=0.5,
+)
 
 
 def spend(number: int) -> Spend:
@@ -27,6 +47,8 @@ def spend(number: int) -> Spend:
         description=f"run run, round {number}",
         mechanism=MECHANISM,
         mechanism_if_broken=MECHANISM,
+        request=asdict(REQUEST),
+        arrays_digest="b" * 64,
     )
 
 
