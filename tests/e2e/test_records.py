@@ -25,10 +25,10 @@ NUM_RELEASES = 4
 
 @pytest.fixture(scope="module", params=["local", "secagg"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    shops = write_shops(folder / "shops", THREE_SHOPS)
-    run_all(options(shops, trust=request.param, adapting=("south",)), folder / request.param)
-    return folder / request.param
+    folder = tmp_path_factory.mktemp("runs") / str(request.param)
+    shops = write_shops(folder.parent / "shops", THREE_SHOPS)
+    run_all(options(shops, trust=request.param, adapting=("south",)), folder)
+    return folder
 
 
 def bodies(run: Path, platform: str, kind: str) -> dict[str, dict[str, Any]]:
