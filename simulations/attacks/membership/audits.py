@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
+from common.messages import TrainRequest
 from common.rng import derived_generator
 from server.config import SumsSection
-from simulations.attacks.membership.accounted import accounted_epsilon, shift_of
+from simulations.attacks.membership.accounted import shift_of
 from simulations.attacks.membership.canaries import (
     choose_canaries,
     most_items_in_common,
     with_test_set_aside,
 )
+from simulations.attacks.membership.claims import claim_for
+from simulations.attacks.membership.gradients import score_rounds
 from simulations.attacks.membership.lower_bound import (
     FEWEST_CANARIES,
     best_guesses,
@@ -24,7 +26,7 @@ from simulations.attacks.membership.lower_bound import (
     guess,
     shift_lower,
 )
-from simulations.attacks.membership.observed_run import observe
+from simulations.attacks.membership.observed_run import histories, observe
 from simulations.attacks.membership.result import Audit
 from simulations.attacks.membership.roc import roc_of
 from simulations.attacks.membership.scores import score_sums
@@ -39,26 +41,14 @@ if TYPE_CHECKING:
     from common.data.marketplace import Marketplace
     from common.privacy.plan import BudgetPlan
     from simulations.attacks.membership.canaries import Canaries
+    from simulations.attacks.membership.claims import Claim
+    from simulations.attacks.membership.observed_run import ObservedRun
     from simulations.attacks.membership.result import Adversary
     from simulations.options import SimulationOptions
 
 MAX_PAIRED = SumsSection(counts_noise_multiplier=1.0, pairs_noise_multiplier=1.0).max_items
 """Items that a simulated run pairs at most."""
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
-    """What is said of a run before it is attacked."""
-
-    epsilon: float | None
-    """Accounted for the unit; None without a guarantee."""
-    delta: float
-    """Of it."""
-    words: str
-    """How it follows from what the ledger says."""
-    is_gaussian: bool = True
-    """Whether everything that is seen is Gaussian noise without sampling."""
 
 
 def visible_shift(
@@ -142,6 +132,14 @@ def audit(
     )
 
 
+def score_releases(canaries: Canaries, run: ObservedRun, *, seed: int) -> np.ndarray:
+    """Logarithm of the likelihood ratio of users or interactions, from everything released."""
+    scores = score_sums(canaries, run.seen, run.known)
+    if any(isinstance(one.request, TrainRequest) for one in run.seen):
+        scores += score_rounds(canaries, run.seen, histories(run.federation), seed=seed)
+    return scores
+
+
 def audit_users(
     marketplace: Marketplace,
     options: SimulationOptions,
@@ -183,12 +181,13 @@ def audit_users(
     shift = visible_shift(canaries, budget, "releases", len(marketplace.platforms))
     num_guesses = best_guesses(num_canaries, shift, delta=options.delta, confidence=confidence)
     run = observe(marketplace, [canaries], options, folder, seed=seed)
-    scores = score_sums(canaries, run.seen, run.known)
-    claim = Claim(
-        epsilon=accounted_epsilon("user", run.spends[name], options.delta),
-        delta=options.delta,
-        words="what the platform's ledger says",
-        is_gaussian=options.sampling_rate == 1.0,
+    scores = score_releases(canaries, run, seed=seed)
+    claim = claim_for(
+        "user",
+        "releases",
+        run.spends[name],
+        options,
+        num_platforms=len(marketplace.platforms),
     )
     return audit(
         canaries,
@@ -196,6 +195,6 @@ def audit_users(
         claim,
         adversary="releases",
         num_guesses=num_guesses,
-        detail=f"users of {name} with two items each, by likelihood ratio of all sums",
+        detail=f"users of {name} with two items each, by likelihood ratio of all releases",
         confidence=confidence,
     )

@@ -84,6 +84,11 @@ def toss(canaries: Canaries, rng: np.random.Generator) -> Canaries:
     return replace(canaries, is_in=rng.random(canaries.number) < 0.5)
 
 
+def is_canary(user_id: str) -> bool:
+    """Whether a user, or a platform, is one by her name."""
+    return user_id.startswith(_MARK)
+
+
 def with_test_set_aside(marketplace: Marketplace, seed: int) -> Marketplace:
     """The same data in which every platform's test pairs are a file of their own.
 
@@ -108,6 +113,8 @@ def choose_canaries(
     *,
     max_items: int,
     rng: np.random.Generator,
+    at_least: int | None = None,
+    listed_by: str | None = None,
 ) -> Canaries:
     """Draw the items of each canary, and a coin.
 
@@ -118,15 +125,20 @@ def choose_canaries(
         number: of canaries.
         max_items: items that are paired at most in a run.
         rng: of the draws.
+        at_least: as few are taken if there are no more; None takes ``number`` or none.
+        listed_by: another platform that has to list their items, too.
 
     Raises:
         ConfigError: if the platform has too few items in common with others.
     """
     rows = _paired_rows(marketplace, platform, max_items)
+    if listed_by is not None:
+        rows = np.intersect1d(rows, marketplace.catalogue.listing(listed_by))
     pairs = _draw_pairs(rows, _bought_together(marketplace, platform, rows), number, rng)
-    if len(pairs) < number:
+    least = number if at_least is None else at_least
+    if len(pairs) < least:
         msg = (
-            f"canaries: the data are too small for {number}: platform {platform!r} has "
+            f"canaries: the data are too small for {least}: platform {platform!r} has "
             f"{len(rows)} items in common with others, enough for {len(pairs)} pairs. Ask for "
             "fewer canaries, or use a larger data set."
         )
@@ -135,7 +147,7 @@ def choose_canaries(
         unit=unit,
         platform="" if unit == "platform" else platform,
         items=pairs,
-        is_in=np.zeros(number, dtype=bool),
+        is_in=np.zeros(len(pairs), dtype=bool),
     )
     return toss(canaries, rng)
 
@@ -233,31 +245,25 @@ def _frame(like: PlatformTable, users: np.ndarray, items: np.ndarray) -> pd.Data
 def _plant_platforms(marketplace: Marketplace, canaries: Canaries) -> Marketplace:
     old = marketplace.catalogue
     names = [f"{_MARK}-{place:04d}" for place in range(canaries.number)]
-    ids = tuple(sorted({*old.item_ids, *names}))
-    rows = {item: row for row, item in enumerate(ids)}
-    listed = {name: [old.item_ids[k] for k in listing] for name, listing in old.listings.items()}
-    tables = list(marketplace.platforms)
-    for name, pair, is_in in zip(names, canaries.items, canaries.is_in, strict=True):
-        own = [old.item_ids[row] for row in pair]
-        bought = own if is_in else [name]
+    # Items that come after all others: everybody else's rows stay what they are.
+    new = [f"{old.item_ids[-1]}-{name}" for name in names]
+    tables, listings = list(marketplace.platforms), dict(old.listings)
+    for place, (name, alone) in enumerate(zip(names, new, strict=True)):
+        pair = [old.item_ids[row] for row in canaries.items[place]]
+        bought, tested = (pair, alone) if canaries.is_in[place] else ([alone], pair[0])
         users = [f"{name}-{user}" for user in range(USERS_OF_PLATFORM)]
         frame = pd.DataFrame(
             [(user, item) for user in users for item in bought],
             columns=["user_id", "item_id"],
             dtype="str",
         )
-        # A test pair that is none of the canary's: the platform lists it, nobody has it.
-        held_out = pd.DataFrame(
-            {"user_id": [users[0]], "item_id": [name if is_in else own[0]]}, dtype="str"
-        )
+        # A test pair takes nothing away: it is of an item that nobody there has.
+        held_out = pd.DataFrame({"user_id": users[:1], "item_id": [tested]}, dtype="str")
         tables.append(PlatformTable(name=name, interactions=frame, held_out=held_out, source=_MARK))
-        listed[name] = [*own, name]
+        listings[name] = np.append(canaries.items[place], old.num_items + place)
     catalogue = Catalogue(
-        item_ids=ids,
-        listings={
-            name: np.sort(np.array([rows[item] for item in items], dtype=np.int64))
-            for name, items in listed.items()
-        },
+        item_ids=(*old.item_ids, *new),
+        listings={name: np.sort(listing) for name, listing in listings.items()},
         derived=old.derived,
     )
     return replace(marketplace, platforms=tuple(tables), catalogue=catalogue)

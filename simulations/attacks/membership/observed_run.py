@@ -6,12 +6,16 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from client.config import PlatformConfig
+from client.data import load_platform_data
 from common.config import dump_config, load_config
+from common.data.interactions import UserItems
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.rng import derive_seed
 from common.storage import write_durably
-from simulations.attacks.membership.canaries import plant
+from simulations.attacks.membership.canaries import is_canary, plant
 from simulations.attacks.membership.observer import ObservingGrid
 from simulations.engines.in_process import run_in_process
 from simulations.federation import lay_out
@@ -90,6 +94,24 @@ def observe(
         spends={platform.name: _spends(platform.config_file) for platform in federation.platforms},
         federation=federation,
     )
+
+
+def histories(federation: SimulatedFederation) -> dict[str, UserItems]:
+    """By platform, what everybody but canaries trains with in rounds.
+
+    What a platform keeps back for its gate follows from each user's own rows, which the adversary
+    knows.
+    """
+    found = {}
+    for platform in federation.platforms:
+        data = load_platform_data(load_config(platform.config_file, PlatformConfig))
+        kept = [not is_canary(user) for user in data.users.user_ids]
+        found[platform.name] = UserItems(
+            user_ids=tuple(user for user in data.users.user_ids if not is_canary(user)),
+            listing=data.users.listing,
+            matrix=data.folds[0].history[np.flatnonzero(kept)],
+        )
+    return found
 
 
 def _stop_adapting(config_file: Path) -> None:
