@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.statistical.planted_bugs import in_noise, in_records, in_sums
+from tests.statistical.planted_bugs import afterwards, in_noise, in_records, in_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -275,37 +275,56 @@ BUGS: tuple[Bug, ...] = (
         name="the accountant starts anew with each release",
         place="common.privacy.account.Account.price",
         plant=in_records.each_by_itself,
-        caught={"budget": "beyond the budget"},
+        caught={"audit verify": "budget of north", "budget": "beyond the budget"},
     ),
     Bug(
         name="the accountant starts anew with each run",
         place="common.privacy.account.Account.price",
         plant=in_records.each_run_by_itself,
-        caught={"budget": "of another run is beyond the budget"},
+        caught={"audit verify": "budget of north", "budget": "of another run is beyond the budget"},
+    ),
+    Bug(
+        name="releases with the same noise are charged once",
+        place="common.privacy.accounting._history",
+        plant=in_records.equal_releases_count_once,
+        caught={
+            "budget": "beyond the budget",
+            "price": "at epsilon",
+            "audit verify": "price-dp-accounting",
+        },
     ),
     Bug(
         name="rounds count, and sums do not",
         place="common.privacy.account.Account.price",
         plant=in_records.rounds_only,
-        caught={"budget": "after a sum is beyond the budget"},
+        caught={"audit verify": "budget of north", "budget": "after a sum is beyond the budget"},
     ),
     Bug(
         name="a restarted platform begins a new ledger",
         place="client.state.Ledger",
         plant=in_records.new_ledger_at_each_start,
-        caught={"budget": "beyond the budget", "price": "at epsilon"},
+        caught={
+            "audit verify": "that the ledger lacks",
+            "budget": "beyond the budget",
+            "price": "at epsilon",
+        },
     ),
     Bug(
         name="more noise is charged than added",
         place="client.platform.Spend",
         plant=in_records.more_noise_written_down,
-        caught={"noise of rounds": "not N", "noise of sums": "not N", "price": "at epsilon"},
+        caught={
+            "audit verify": "mechanisms of north",
+            "noise of rounds": "not N",
+            "noise of sums": "not N",
+            "price": "at epsilon",
+        },
     ),
     Bug(
         name="a lower sampling rate is charged than used",
         place="client.platform.Spend",
         plant=in_records.fewer_users_written_down,
-        caught={"sampling": "overall rate"},
+        caught={"audit verify": "mechanisms of north", "sampling": "overall rate"},
     ),
     # --- In which order, and once ---
     Bug(
@@ -318,7 +337,7 @@ BUGS: tuple[Bug, ...] = (
         name="a release leaves before it is recorded",
         place="common.privacy.ledger.Ledger.commit",
         plant=in_records.recorded_later,
-        caught={"order": "a release was sent"},
+        caught={"audit verify": "never recorded", "order": "a release was sent"},
     ),
     Bug(
         name="a request asked again gets fresh noise",
@@ -330,13 +349,16 @@ BUGS: tuple[Bug, ...] = (
         name="a request asked again gets fresh noise, and the ledger is not told",
         place="client.state.PlatformState.load_release",
         plant=in_records.fresh_noise_and_nobody_looks,
-        caught={"replay": "a second look"},
+        caught={
+            "audit verify": "another release of .* than the ledger recorded",
+            "replay": "a second look",
+        },
     ),
     Bug(
         name="requests are known by their names alone",
         place="common.messages.ReleaseRequest.digest",
         plant=in_records.requests_known_by_name_alone,
-        caught={"one request": "answered again"},
+        caught={"audit verify": "requests of north", "one request": "answered again"},
     ),
     Bug(
         name="whatever lies in the folder of releases is sent",
@@ -386,5 +408,36 @@ BUGS: tuple[Bug, ...] = (
         place="client.platform.Platform.profile",
         plant=in_records.population_counted,
         caught={"silent reply": "shows whose data"},
+    ),
+    # --- What is changed afterwards ---
+    Bug(
+        name="kept releases are swapped",
+        place="client.state.PlatformState.begin_handover",
+        plant=afterwards.releases_swapped,
+        caught={"audit verify": "releases of north"},
+    ),
+    Bug(
+        name="a noise multiplier in the ledger is edited",
+        place="client.state.PlatformState.begin_handover",
+        plant=afterwards.sigma_edited,
+        caught={"audit verify": "chain of north"},
+    ),
+    Bug(
+        name="the ledger is written anew with more noise, and fits together",
+        place="client.state.PlatformState.begin_handover",
+        plant=afterwards.ledger_rewritten,
+        caught={"audit verify": "server-mechanisms of north"},
+    ),
+    Bug(
+        name="the ledger is written anew without a round",
+        place="client.state.PlatformState.begin_handover",
+        plant=afterwards.ledger_shortened,
+        caught={"audit verify": "took another release of"},
+    ),
+    Bug(
+        name="an older copy of the ledger is put back, head and all",
+        place="client.state.PlatformState.begin_handover",
+        plant=afterwards.older_ledger,
+        caught={"audit verify": "that the ledger lacks"},
     ),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from common.privacy.randomness import SeededRandom, SystemRandom
 from tests import laws, platform_laws, promise_laws, round_laws
+from tests.statistical.planted_bugs.audited import check_records_hold_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,6 +169,12 @@ CHECKS: dict[str, Check] = {
     "price": of_platforms(
         "the ledger's epsilon is that of all releases of all runs, by hand",
         promise_laws.check_every_release_is_charged,
+        "ledger",
+    ),
+    # --- The auditor ---
+    "audit verify": of_platforms(
+        "ledgers, releases on disk, journal and independent prices of three runs hold together",
+        check_records_hold_together,
         "ledger",
     ),
 }

@@ -17,13 +17,14 @@ from client.data import load_platform_data
 from client.platform import Platform
 from client.state import PlatformState
 from common.messages import ReleaseRequest, is_round
+from common.privacy import accounting
 from common.privacy.account import Account, Spend
 from common.privacy.ledger import Ledger
-from common.storage import pack_arrays, read_content, unpack_arrays, write_durably
+from common.storage import read_content, unpack_arrays
 from common.wire import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import pytest
@@ -58,6 +59,16 @@ def _run_of(spend: Spend) -> str:
 each_by_itself = composed_with(lambda *_: False)
 each_run_by_itself = composed_with(lambda one, other: _run_of(one) == _run_of(other))
 rounds_only = composed_with(lambda one, _: is_round(one.request_id))
+
+
+def equal_releases_count_once(patch: pytest.MonkeyPatch) -> None:
+    """Composition as a set: rounds with the same noise are taken for one."""
+    right = accounting._history
+
+    def history(steps: Mapping[tuple[float, float], int]) -> Any:  # noqa: ANN401 - its own type
+        return right(dict.fromkeys(steps, 1))
+
+    patch.setattr(accounting, "_history", history)
 
 
 def new_ledger_at_each_start(patch: pytest.MonkeyPatch) -> None:
@@ -228,20 +239,3 @@ def population_counted(patch: pytest.MonkeyPatch) -> None:
         return replace(right(self), population=users.num_users)
 
     patch.setattr(Platform, "profile", profile)
-
-
-# --- What is changed afterwards -----------------------------------------------------------------
-
-
-def release_swapped_afterwards(patch: pytest.MonkeyPatch) -> None:
-    """Before anybody audits, a kept release is replaced by one with other numbers."""
-    right = PlatformState.begin_handover
-
-    def swap(self: PlatformState) -> None:
-        right(self)
-        for path in self._folder.glob("releases/*.safetensors"):
-            arrays, metadata = unpack_arrays(read_content(path), path)
-            others = {name: array + 1 for name, array in arrays.items()}
-            write_durably(path, pack_arrays(others, metadata))
-
-    patch.setattr(PlatformState, "begin_handover", swap)

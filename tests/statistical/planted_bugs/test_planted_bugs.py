@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.statistical.planted_bugs.audited import three_runs
 from tests.statistical.planted_bugs.bugs import BUGS, Bug
 from tests.statistical.planted_bugs.checks import CHECKS
 from tests.statistical.planted_bugs.table import README, readme
@@ -51,6 +52,10 @@ def test_a_planted_bug_is_caught(
     bug.plant(monkeypatch)
     with pytest.raises(AssertionError, match=bug.caught[name]):
         CHECKS[name].run(tmp_path)
+
+
+def test_right_platforms_go_through_the_runs_that_are_audited(tmp_path: Path) -> None:
+    assert three_runs(tmp_path) == [True, True, False]
 
 
 def test_every_bug_is_caught_and_every_check_catches_one() -> None:
