@@ -290,13 +290,17 @@ def check_equals_naive(
 
 
 def check_gaussian(draws: np.ndarray, std: float, *, false_alarm: float = FALSE_ALARM) -> None:
-    """Kolmogorov-Smirnov test of independent N(0, ``std``^2) draws.
+    """Independent N(0, ``std``^2) draws, by Kolmogorov and Smirnov and by their variance.
 
     Raises:
-        AssertionError: for right draws with probability ``false_alarm``.
+        AssertionError: for right draws with a probability below twice ``false_alarm``.
     """
     p_value = stats.kstest(np.ravel(draws) / std, "norm").pvalue
     assert p_value > false_alarm, f"not N(0, {std}^2): p = {p_value:.1e}"
+    ratio = float(np.square(draws / std, dtype=np.float64).sum())
+    law = stats.chi2(draws.size)
+    p_value = 2 * min(law.cdf(ratio), law.sf(ratio))
+    assert p_value > false_alarm, f"not N(0, {std}^2): its variance has p = {p_value:.1e}"
 
 
 def check_uncorrelated(left: np.ndarray, right: np.ndarray) -> None:
@@ -308,3 +312,29 @@ def check_uncorrelated(left: np.ndarray, right: np.ndarray) -> None:
     bound = stats.norm.isf(FALSE_ALARM / 2) / np.sqrt(left.size)
     found = np.corrcoef(np.ravel(left), np.ravel(right))[0, 1]
     assert abs(found) < bound, f"correlation {found:.3f}"
+
+
+def check_coins(coins: np.ndarray, rate: float) -> None:
+    """Each user in each step: independent coins that show 1 with probability ``rate``.
+
+    Args:
+        coins: [num_steps, num_users], 0 or 1.
+        rate: in (0, 1).
+
+    Raises:
+        AssertionError: for such coins with a probability below four times ``FALSE_ALARM``, where
+            there are thousands of steps.
+    """
+    (num_steps, num_users), variance = coins.shape, rate * (1 - rate)
+    included, bound = coins.sum(0), stats.norm.isf(FALSE_ALARM / 2)
+    total = (included.sum() - coins.size * rate) / np.sqrt(coins.size * variance)
+    assert abs(total) < bound, "overall rate"
+    spread = ((included - num_steps * rate) ** 2).sum() / (num_steps * variance)
+    assert stats.chi2.sf(spread, num_users) > FALSE_ALARM, "inclusion rates"
+    centred = (coins - rate) / np.sqrt(variance)
+    # Sums over pairs of users: the variance of the sample's size is that of independent coins.
+    sizes = centred.sum(1) ** 2 / num_users
+    excess = (sizes.mean() - 1) / np.sqrt(2 / num_steps)
+    assert abs(excess) < bound, "variance of the sample's size"
+    steps = (centred[1:] * centred[:-1]).mean() * np.sqrt(centred[1:].size)
+    assert abs(steps) < bound, "one step after the other"

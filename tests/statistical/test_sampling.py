@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from common.privacy.randomness import SeededRandom, SystemRandom, poisson_sample
-from tests.laws import FALSE_ALARM
+from tests.laws import check_coins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,20 +36,7 @@ def check_poisson(sampler: Sampler, source: RandomSource) -> None:
         assert users.dtype == np.int64, f"sample {sample}"
         assert np.array_equal(users, np.unique(users)), "sorted, and nobody twice"
         row[users] = 1
-    variance = RATE * (1 - RATE)
-    included = coins.sum(0)
-    spread = ((included - NUM_SAMPLES * RATE) ** 2).sum() / (NUM_SAMPLES * variance)
-    assert stats.chi2.sf(spread, NUM_USERS) > FALSE_ALARM, "inclusion rates"
-    bound = stats.norm.isf(FALSE_ALARM / 2)
-    total = (included.sum() - coins.size * RATE) / np.sqrt(coins.size * variance)
-    assert abs(total) < bound, "overall rate"
-    centred = (coins - RATE) / np.sqrt(variance)
-    # Sums over pairs of users: the variance of the sample's size is that of independent coins.
-    sizes = centred.sum(1) ** 2 / NUM_USERS
-    excess = (sizes.mean() - 1) / np.sqrt(2 / NUM_SAMPLES)
-    assert abs(excess) < bound, "variance of the sample's size"
-    steps = (centred[1:] * centred[:-1]).mean() * np.sqrt(centred[1:].size)
-    assert abs(steps) < bound, "one step after the other"
+    check_coins(coins, RATE)
 
 
 @pytest.mark.parametrize("source", [SystemRandom(), SeededRandom(4)], ids=["system", "seeded"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sqlite3
 from contextlib import closing
@@ -126,6 +127,24 @@ def asked_arrays(quantity: SumQuantity = "item-pairs") -> Arrays:
     items = np.setdiff1d(np.arange(NUM_ITEMS), [1, 6])
     weights = np.linspace(0.1, 1.0, len(items), dtype=np.float32)
     return {"items": items} if quantity == "item-counts" else {"items": items, "weights": weights}
+
+
+def true_sum(config: PlatformConfig, quantity: SumQuantity) -> np.ndarray:
+    """From the file of purchases, in plain floats: all of them."""
+    asked = asked_arrays(quantity)
+    users: dict[str, set[int]] = {}
+    with purchases(config).open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            users.setdefault(row["user_id"], set()).add(int(row["item_id"][1:]))
+    owned = np.array([[item in own for item in asked["items"]] for own in users.values()])
+    if quantity == "item-counts":
+        parts = owned / np.sqrt(owned.sum(1, keepdims=True))
+    else:
+        places = np.triu_indices(len(asked["items"]), 1)
+        parts = np.array([np.outer(y, y)[places] for y in owned * asked["weights"].astype(float)])
+        parts /= np.linalg.norm(parts, axis=1, keepdims=True)
+    total: np.ndarray = parts.sum(0)
+    return total
 
 
 def adopt_request(config: PlatformConfig, **changes: Any) -> AdoptRequest:  # noqa: ANN401

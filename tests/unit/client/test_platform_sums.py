@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import replace
@@ -41,6 +40,7 @@ from tests.unit.client.homes import (
     shared_arrays,
     sum_request,
     train_request,
+    true_sum,
 )
 
 if TYPE_CHECKING:
@@ -99,24 +99,6 @@ def released(config: PlatformConfig, quantity: SumQuantity = "item-pairs", **mor
 def without_noise(folder: Path) -> PlatformConfig:
     folder.mkdir()
     return move_in(folder, trust="none", epsilon=math.inf, min_noise_multiplier=0.0)
-
-
-def true_sum(config: PlatformConfig, quantity: SumQuantity) -> np.ndarray:
-    """From the file of purchases, in plain floats: all of them."""
-    asked = asked_arrays(quantity)
-    users: dict[str, set[int]] = {}
-    with purchases(config).open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            users.setdefault(row["user_id"], set()).add(int(row["item_id"][1:]))
-    owned = np.array([[item in own for item in asked["items"]] for own in users.values()])
-    if quantity == "item-counts":
-        parts = owned / np.sqrt(owned.sum(1, keepdims=True))
-    else:
-        places = np.triu_indices(len(asked["items"]), 1)
-        parts = np.array([np.outer(y, y)[places] for y in owned * asked["weights"].astype(float)])
-        parts /= np.linalg.norm(parts, axis=1, keepdims=True)
-    total: np.ndarray = parts.sum(0)
-    return total
 
 
 # --- What is released ---------------------------------------------------------------------------
