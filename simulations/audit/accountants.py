@@ -27,7 +27,10 @@ from common.privacy.mechanisms import SampledGaussian
 from simulations.audit.findings import Composition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Accountant = Callable[[Iterable[SampledGaussian], float], "Priced"]
+    """Mechanisms and delta in, a price out."""
 
 INSTALL = "pip install -c constraints.txt -e '.[audit]'"
 """What brings dp-accounting."""

@@ -254,7 +254,7 @@ def _read_journal(path: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str,
 def _read_ledger(
     path: Path, config: PlatformConfig | None, *, name: str = "", problems: Iterable[str] = ()
 ) -> LedgerEvidence:
-    rows, wrong = _read_rows(path)
+    rows, wrong = _read_rows(path) if path.exists() else ([], [])
     head, unclear = _read_head(_head_of(path))
     releases: dict[str, str] = {}
     for release in sorted((path.parent / "releases").glob("*.safetensors")):
@@ -262,6 +262,8 @@ def _read_ledger(
             releases[release.name] = hashlib.sha256(release.read_bytes()).hexdigest()
         except OSError as error:
             wrong.append(f"{release}: cannot be read ({error.strerror}).")
+    if not path.exists() and (releases or _head_of(path).exists()):
+        wrong.append(f"{path}: is missing, and what lies beside it shows that it was there.")
     entries = tuple(rows)
     return LedgerEvidence(
         platform=config.platform.name if config else name or _platform_of(entries, path),
@@ -299,8 +301,6 @@ def _read_head(path: Path) -> tuple[tuple[int, str] | None, tuple[str, ...]]:
 
 def _read_rows(path: Path) -> tuple[list[Entry], list[str]]:
     """Every row of the ledger's table that is one, oldest first, and what is wrong with others."""
-    if not path.exists():
-        return [], [f"{path}: there is no ledger; it was deleted, or nothing was ever reserved."]
     try:
         if not _wal_of(path).exists():
             found = _select(path, "mode=ro&immutable=1")

@@ -49,6 +49,9 @@ def digest_after(previous: str, entry: Entry) -> str:
 def check_ledger(ledger: LedgerEvidence, book: Book, product: Product) -> list[Finding]:
     """All of them."""
     name = ledger.platform
+    if not (ledger.entries or ledger.head or ledger.releases or ledger.problems):
+        unknown = "there is no ledger: nothing was reserved yet, or all of it was deleted."
+        return [finding("readable", name, (), ok="", unknown=unknown)]
     return [
         finding("readable", name, ledger.problems, ok="its files were read."),
         _chain(ledger),

@@ -487,6 +487,28 @@ def test_a_ledger_that_was_deleted_is_found_and_others_are_still_audited(
     assert found.prices["south"].product == pytest.approx(8.0, rel=0.01)
 
 
+def test_a_state_that_was_deleted_is_found_by_what_others_hold(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    shutil.rmtree(ledger_of(run).parent)
+    assert failures(audited(run)) == {"server-releases", "result"}
+
+
+def test_a_platform_that_was_not_asked_yet_is_unknown(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    shutil.rmtree(ledger_of(run).parent)
+    for path in (run / "result.json", journal_of(run)):
+        path.unlink()
+    found = audited(run)
+    assert found.failed == ()
+    untold = {one.check for one in found.findings if one.subject == "north"}
+    assert "readable" in untold
+    assert "chain" not in untold
+
+
 def test_a_damaged_line_of_the_journal_is_a_finding(runs: dict[str, Path], tmp_path: Path) -> None:
     run = copy_of(runs["local"], tmp_path)
     journal = journal_of(run)
