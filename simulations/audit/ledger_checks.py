@@ -14,7 +14,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from common.privacy.mechanisms import SampledGaussian
+from common.errors import ConfigError
+from common.privacy.mechanisms import MAX_STEPS, SampledGaussian
 from simulations.audit.accountants import by_dp_accounting, exactly
 from simulations.audit.findings import Finding, finding
 
@@ -174,7 +175,7 @@ def _mechanisms(name: str, book: Book) -> Finding:
             continue
         try:
             asked, alone = _derived(one.request)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, ConfigError) as error:
             wrong.append(f"entry {one.sequence}: no mechanism follows from the request ({error})")
             continue
         for what, derived, recorded in (
@@ -254,8 +255,9 @@ def _steps(spends: Iterable[Reserved]) -> Counter[tuple[float, float, Any]]:
 
 def _of(steps: Counter[tuple[float, float, Any]]) -> list[SampledGaussian]:
     return [
-        SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=count, unit=unit)
+        SampledGaussian(noise_multiplier=noise, sampling_rate=rate, steps=part, unit=unit)
         for (noise, rate, unit), count in steps.items()
+        for part in (*[MAX_STEPS] * ((count - 1) // MAX_STEPS), (count - 1) % MAX_STEPS + 1)
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from simulations.audit.ledger_checks import Product
     from simulations.result import PlatformResult, RunResult
 
-Event = dict[str, Any]
+_CLOCKS_DIFFER = 86_400.0
+"""Seconds; by more than that times were made up."""
 
 
 def check_journal(server: ServerEvidence) -> list[Finding]:
@@ -71,8 +73,16 @@ def check_against_server(
         _server_confirmations(name, book, run, server.events),
         _server_mechanisms(name, book, run, mine),
         _server_spends(name, book, run, mine),
+        _server_times(ledger, run, mine),
         _server_configuration(name, book, run, server.config),
     ]
+
+
+def platforms_in(events: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Whose releases a journal says were taken or summed."""
+    taken = [e.get("platform") for e in events if e["event"] == "release-taken"]
+    summed = [e.get("survivors") for e in events if e["event"] == "survivors-confirmed"]
+    return {*_names(taken), *(name for names in summed for name in _names(names))}
 
 
 def _is_about(event: Mapping[str, Any], name: str) -> bool:
@@ -232,6 +242,43 @@ def _server_spends(name: str, book: Book, run: str, events: Sequence[Mapping[str
     )
     ok = f"{len(spends) - len(unused)} spends are releases that run {run} used{lost}."
     return finding("server-spends", name, wrong, ok=ok)
+
+
+def _server_times(ledger: LedgerEvidence, run: str, events: Sequence[Mapping[str, Any]]) -> Finding:
+    """Nothing is charged before it is asked, or recorded after it arrived: periods go by time."""
+    asked: dict[str, float] = {}
+    taken: dict[str, float] = {}
+    for event in events:
+        time = event.get("time")
+        if isinstance(time, int | float):
+            if event["event"] in ("sum-started", "round-started"):
+                asked.setdefault(_request(run, event, ledger.platform), time)
+            elif event["event"] == "release-taken":
+                taken.setdefault(str(event.get("request_id")), time)
+    wrong, compared = [], 0
+    for entry in ledger.entries:
+        request = entry.request_id
+        earliest = asked.get(request) if entry.kind == "reserve" else None
+        latest = taken.get(request) if entry.kind == "commit" else None
+        if earliest is None and latest is None:
+            continue
+        compared += 1
+        written = _seconds(entry.time)
+        if written is None:  # which is the business of `entries`
+            continue
+        if earliest is not None and written < earliest - _CLOCKS_DIFFER:
+            wrong.append(f"entry {entry.sequence}: {request} was charged before it was asked for")
+        if latest is not None and written > latest + _CLOCKS_DIFFER:
+            wrong.append(f"entry {entry.sequence}: {request} was recorded after it had arrived")
+    ok = f"{compared} times in the ledger go with those of run {run}, to a day."
+    return finding("server-times", ledger.platform, wrong, ok=ok)
+
+
+def _seconds(time: str) -> float | None:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _server_configuration(

@@ -45,6 +45,7 @@ from simulations.audit.record_checks import (
     check_journal,
     check_result,
     check_since,
+    platforms_in,
 )
 from simulations.result import finite_or_none
 
@@ -124,13 +125,7 @@ def _without_ledger(evidence: Evidence, ledgers: Mapping[str, object]) -> list[F
     """Platforms that journals and results name, and whose ledger nobody showed."""
     named = {name for result in evidence.results.values() for name in result.platforms}
     for server in evidence.servers:
-        named |= {str(e["platform"]) for e in server.events if e["event"] == "release-taken"}
-        named |= {
-            str(name)
-            for event in server.events
-            if event["event"] == "survivors-confirmed"
-            for name in event.get("survivors", ())
-        }
+        named |= platforms_in(server.events)
     return [
         finding("server-releases", name, (), ok="", unknown="its ledger was not given.")
         for name in sorted(named - ledgers.keys())

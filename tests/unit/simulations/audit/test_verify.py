@@ -16,6 +16,7 @@ from common.storage import sha256
 from simulations.audit.evidence import gather
 from simulations.audit.ledger_checks import digest_after, recorded_file
 from simulations.audit.verify import verify
+from simulations.documents import write_document
 from simulations.simulate import SimulationRun
 from tests.harm import TAMPERING as HARM
 from tests.harm import head_of
@@ -441,6 +442,21 @@ TAMPERING: dict[str, tuple[str, Tamper, set[str]]] = {
         _rebuilt(_without("confirm", what="item-pairs")),
         {"server-confirmations"},
     ),
+    "dated back into another period": (
+        "local",
+        _rebuilt(lambda e: [replace(x, time="2020-01-01T00:00:00+00:00") for x in e]),
+        {"server-times"},
+    ),
+    "dated after it arrived": (
+        "local",
+        _rebuilt(lambda e: [replace(x, time="2099-01-01T00:00:00+00:00") for x in e]),
+        {"server-times"},
+    ),
+    "request without sense": (
+        "local",
+        _changed("reserve", request={"noise_multiplier": "much", "secagg": [], "trust": {}}),
+        {"requests", "mechanisms"},
+    ),
     "coordinator forgets what it asked": (
         "local",
         _without_event("round-started"),
@@ -516,6 +532,28 @@ def test_a_damaged_line_of_the_journal_is_a_finding(runs: dict[str, Path], tmp_p
     found = audited(run)
     assert failures(found) == {"journal"}
     assert "line 1" in found.failed[0].detail
+
+
+def test_a_journal_full_of_nonsense_is_judged_and_not_believed(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["secagg"], tmp_path)
+    journal = journal_of(run)
+    kinds = ["release-taken", "survivors-confirmed", "sum-started", "sum-closed", "secagg-stage"]
+    odd: list[Any] = [None, 3, [], {}, "north", ["north", 3], {"north": []}, "\x1b[2J\ud800"]
+    keys = ["platform", "platforms", "survivors", "request_id", "request_ids", "sha256"]
+    keys += ["mechanism", "releases", "missing", "time"]
+    with journal.open("a") as file:
+        for kind in kinds:
+            file.write(json.dumps({"event": kind}) + "\n")
+            for value in odd:
+                event = {**dict.fromkeys(keys, value), "event": kind, "stage": "confirm"}
+                file.write(json.dumps(event) + "\n")
+                file.write(json.dumps({**event, "platform": "north"}) + "\n")
+    found = audited(run)
+    assert "server-releases" in failures(found, "north")
+    write_document(tmp_path / "verify.json", found)
+    assert "\x1b" not in "".join(one.subject + one.detail for one in found.findings)
 
 
 def test_a_round_that_closed_with_more_than_came_is_a_finding(
