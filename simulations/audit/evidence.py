@@ -98,9 +98,10 @@ def gather(ledgers: Sequence[Path], runs: Sequence[Path]) -> Evidence:
             ``federation.toml``, or a folder with a journal.
 
     Raises:
-        ConfigError: if one of them is none of these, or there is nothing to audit.
+        ConfigError: if one of them is none of these, there is nothing to audit, or two simulations
+            have platforms of the same names.
     """
-    found = _Found({}, {}, {}, {})
+    found = _Found({}, {}, {}, {}, {})
     for place in ledgers:
         _gather_ledger(place, found)
     for place in runs:
@@ -127,6 +128,8 @@ class _Found:
     servers: dict[Path, ServerEvidence]
     results: dict[Path, RunResult]
     problems: dict[Path, str]
+    simulations: dict[Path, tuple[set[str], set[str]]]
+    """Platforms and runs in the folder of each simulation."""
 
 
 def _gather_ledger(place: Path, found: _Found) -> None:
@@ -189,6 +192,15 @@ def _gather_simulated(folder: Path, found: _Found) -> None:
             "federation.toml, or a folder with a journal.jsonl."
         )
         raise ConfigError(msg)
+    names, run_ids = {home.parent.name for home in homes}, {one.parent.name for one in journals}
+    for other, (their_names, their_runs) in found.simulations.items():
+        if names & their_names and run_ids.isdisjoint(their_runs):
+            msg = (
+                f"{other} and {folder} are two simulations with platforms of the same names, whose "
+                "ledgers have nothing to do with each other: audit each by itself."
+            )
+            raise ConfigError(msg)
+    found.simulations[folder.resolve()] = names, run_ids
     for home in homes:
         path = home.parent / "state" / LEDGER_FILE
         config, problems = None, []

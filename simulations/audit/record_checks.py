@@ -379,14 +379,9 @@ def check_copies(name: str, ledgers: Sequence[LedgerEvidence]) -> Finding:
         pairs = zip(longest.entries, other.entries, strict=False)
         fork = next(((a, b) for a, b in pairs if a != b), None)
         if fork is not None:
-            hint = (
-                " (if these are of two simulations, audit each by itself)"
-                if fork[0].sequence == 1 and longest.config and longest.config.simulation
-                else ""
-            )
             wrong.append(
                 f"{longest.path} and {other.path} hold another entry {fork[0].sequence} "
-                f"({fork[0].kind}): forked{hint}"
+                f"({fork[0].kind}): forked"
             )
     return finding(
         "copies",

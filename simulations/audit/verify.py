@@ -12,6 +12,7 @@ What a ledger says of itself is :mod:`simulations.audit.ledger_checks`, what oth
 | more is spent than was granted, or another way | ``budget``, ``sampler``, ``once`` |
 | a release is swapped | ``releases``, ``server-releases`` |
 | two ledgers are kept for one platform | ``copies``, ``server-releases``, ``since`` |
+| times are made up, to begin a period | ``server-times`` |
 | the coordinator reports something else | ``server-*``, ``federation-toml``, ``result`` |
 | the product's accountant is mistaken | ``price-dp-accounting``, ``price-opacus``, ``epsilon`` |
 

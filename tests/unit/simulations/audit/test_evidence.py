@@ -158,6 +158,15 @@ def test_what_is_missing_is_named_with_the_next_step(
         gather([tmp_path / name for name in ledgers], [tmp_path / name for name in runs])
 
 
+def test_two_simulations_of_the_same_platforms_are_not_mixed(run: Path, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path / "copies")
+    assert len(gather([], [run, copy]).ledgers) == 2 * len(NAMES)
+    journal = journal_of(copy).parent
+    journal.rename(journal.with_name("another-run"))
+    with pytest.raises(ConfigError, match="two simulations .* audit each by itself"):
+        gather([], [run, copy])
+
+
 def test_a_federation_that_never_ran_is_named(run: Path) -> None:
     config = run / "federation.toml"
     text = config.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 import client.app
 from common.privacy.accounting import epsilon_spent
 from common.storage import sha256
+from simulations.audit import accountants
 from simulations.audit.evidence import gather
 from simulations.audit.ledger_checks import digest_after, recorded_file
 from simulations.audit.verify import verify
@@ -756,6 +758,22 @@ def test_a_product_that_prices_wrongly_is_found(
 
     found = verify(gather([ledger_of(runs[kind])], []), product=mistaken)
     assert {"price-dp-accounting", "price-opacus"} <= failures(found)
+
+
+def test_without_dp_accounting_its_check_is_unknown_and_names_the_command(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "dp_accounting"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    accountants._by_pld.cache_clear()
+    found = audited(runs["sampled"])
+    accountants._by_pld.cache_clear()
+    assert found.failed == ()
+    untold = {one.detail for one in found.findings if one.check == "price-dp-accounting"}
+    assert len(untold) == 1
+    assert "pip install -c constraints.txt -e '.[audit]'" in untold.pop()
+    assert found.prices["north"].dp_accounting is None
+    assert found.compositions[0].epsilon == found.prices["north"].opacus_rdp
 
 
 def test_a_price_on_releases_without_noise_is_found(runs: dict[str, Path]) -> None:

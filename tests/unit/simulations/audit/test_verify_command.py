@@ -50,7 +50,7 @@ def test_an_honest_run_leaves_with_0_and_shows_prices_and_compositions(
     assert "0 failed" in shown
     assert "failed:" not in shown
     assert "Epsilon of everything ever reserved" in shown
-    assert "accounts at several platforms" in shown
+    assert "With accounts at several platforms" in shown
     found = read_document(tmp_path / "audit" / "verify.json", Verification, SCHEMA_VERSION)
     assert found.failed == ()
     assert found.versions["dp-accounting"] != "not installed"
