@@ -163,7 +163,7 @@ def test_two_simulations_of_the_same_platforms_are_not_mixed(run: Path, tmp_path
     assert len(gather([], [run, copy]).ledgers) == 2 * len(NAMES)
     journal = journal_of(copy).parent
     journal.rename(journal.with_name("another-run"))
-    with pytest.raises(ConfigError, match="two simulations .* audit each by itself"):
+    with pytest.raises(ConfigError, match=r"two simulations .* audit each by itself"):
         gather([], [run, copy])
 
 

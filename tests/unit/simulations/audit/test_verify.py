@@ -15,8 +15,8 @@ import client.app
 from common.privacy.accounting import epsilon_spent
 from common.storage import sha256
 from simulations.audit import accountants
+from simulations.audit.checks.integrity import digest_after, recorded_file
 from simulations.audit.evidence import gather
-from simulations.audit.ledger_checks import digest_after, recorded_file
 from simulations.audit.verify import verify
 from simulations.documents import write_document
 from simulations.simulate import SimulationRun
