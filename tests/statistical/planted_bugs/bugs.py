@@ -418,6 +418,12 @@ BUGS: tuple[Bug, ...] = (
         plant=in_records.population_counted,
         caught={"silent reply": "shows whose data"},
     ),
+    Bug(
+        name="how long the work took is told",
+        place="client.supernode._change_flower",
+        plant=in_records.durations_told,
+        caught={"silent clock": "is told"},
+    ),
     # --- What is changed afterwards ---
     Bug(
         name="kept releases are swapped",

@@ -142,6 +142,10 @@ CHECKS: dict[str, Check] = {
         "all but a release's numbers is the same whatever the data",
         promise_laws.check_what_is_beside_a_release_does_not_depend_on_data,
     ),
+    "silent clock": alone(
+        "nobody is told how long work on users' data took",
+        promise_laws.check_durations_are_not_told,
+    ),
     "masks": of_platforms(
         "what leaves for a secure sum is not the release",
         promise_laws.check_a_masked_release_shows_nothing,
