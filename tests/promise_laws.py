@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate import InMemoryNodeState
 from scipy.special import ndtr
 
 import client.platform
+from client import supernode
 from client.data import load_platform_data
 from client.platform import Platform
 from client.state import PlatformState
@@ -26,6 +30,7 @@ from common.storage import pack_arrays, write_durably
 from common.wire import encode, question
 from simulations.engines.in_process import InProcessGrid
 from tests.platform_laws import PLENTY, QUANTITIES, home, round_of, sum_of, taken
+from tests.unit.client.durations import durations_sent
 from tests.unit.client.homes import (
     NUM_ITEMS,
     adopt_request,
@@ -45,6 +50,9 @@ if TYPE_CHECKING:
     from client.config import PlatformConfig
     from common.messages import Reply
     from common.models.partition import Arrays
+
+
+_DURATION = "get_message_processing_duration"
 
 
 class Ask(Protocol):
@@ -259,3 +267,15 @@ def check_survivors_are_confirmed_once(folder: Path) -> None:
         else:
             _, answer = sums.send(name, "confirm", FIVE[:4])
         assert answer is None, f"{attempt} confirms another list"
+
+
+def check_durations_are_not_told() -> None:
+    """Flower's SuperNode would tell how long work on users' data took; ours tells nothing."""
+    of_flower = vars(start_client_internal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "_exit", lambda _: None)
+        patch.setitem(of_flower, "time", of_flower["time"])
+        patch.setattr(InMemoryNodeState, _DURATION, vars(InMemoryNodeState)[_DURATION])
+        patch.setattr(supernode, "flower_supernode", lambda: None)
+        supernode.main()
+        assert durations_sent(patch) == [0.0], "the duration of work on users' data is told"

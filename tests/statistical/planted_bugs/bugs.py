@@ -33,13 +33,13 @@ BUGS: tuple[Bug, ...] = (
         name="no noise on sums",
         place="client.platform.noisy",
         plant=in_noise.scaled_in_sums(0.0),
-        caught={"noise of sums": "not N"},
+        caught={"noise of sums": "not N", "attack on sums": "proved"},
     ),
     Bug(
         name="no noise on rounds",
         place="client.platform._plan",
         plant=in_noise.scaled_in_rounds(0.0),
-        caught={"noise of rounds": "without noise"},
+        caught={"noise of rounds": "without noise", "attack on rounds": "proved"},
     ),
     Bug(
         name="2/3 of the noise on sums",
@@ -177,7 +177,11 @@ BUGS: tuple[Bug, ...] = (
         name="clipping off",
         place="common.privacy.engines.add_clipped_gradients_",
         plant=in_sums.not_clipped,
-        caught={"part of a round": "more than allowed", "clipped gradient": "more than C"},
+        caught={
+            "part of a round": "more than allowed",
+            "clipped gradient": "more than C",
+            "attack on rounds": "proved",
+        },
     ),
     Bug(
         name="the tower is left out of the norm",
@@ -307,6 +311,7 @@ BUGS: tuple[Bug, ...] = (
             "audit verify": "that the ledger lacks",
             "budget": "beyond the budget",
             "price": "at epsilon",
+            "attack on charges": "proved",
         },
     ),
     Bug(
@@ -324,7 +329,11 @@ BUGS: tuple[Bug, ...] = (
         name="a lower sampling rate is charged than used",
         place="client.platform.Spend",
         plant=in_records.fewer_users_written_down,
-        caught={"audit verify": "mechanisms of north", "sampling": "overall rate"},
+        caught={
+            "audit verify": "mechanisms of north",
+            "sampling": "overall rate",
+            "attack on charges": "proved",
+        },
     ),
     # --- In which order, and once ---
     Bug(
@@ -408,6 +417,12 @@ BUGS: tuple[Bug, ...] = (
         place="client.platform.Platform.profile",
         plant=in_records.population_counted,
         caught={"silent reply": "shows whose data"},
+    ),
+    Bug(
+        name="how long the work took is told",
+        place="client.supernode._change_flower",
+        plant=in_records.durations_told,
+        caught={"silent clock": "is told"},
     ),
     # --- What is changed afterwards ---
     Bug(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from common.privacy.randomness import SeededRandom, SystemRandom
 from tests import laws, platform_laws, promise_laws, round_laws
+from tests.statistical.planted_bugs import attacked
 from tests.statistical.planted_bugs.audited import check_records_hold_together
 
 if TYPE_CHECKING:
@@ -141,6 +142,10 @@ CHECKS: dict[str, Check] = {
         "all but a release's numbers is the same whatever the data",
         promise_laws.check_what_is_beside_a_release_does_not_depend_on_data,
     ),
+    "silent clock": alone(
+        "nobody is told how long work on users' data took",
+        promise_laws.check_durations_are_not_told,
+    ),
     "masks": of_platforms(
         "what leaves for a secure sum is not the release",
         promise_laws.check_a_masked_release_shows_nothing,
@@ -176,5 +181,20 @@ CHECKS: dict[str, Check] = {
         "ledgers, releases on disk, journal and independent prices of three runs hold together",
         check_records_hold_together,
         "ledger",
+    ),
+    "attack on sums": of_platforms(
+        "canary users in both sums prove no more than the epsilon of 1 that is accounted",
+        attacked.on_sums,
+        "attack",
+    ),
+    "attack on rounds": of_platforms(
+        "canary users in four rounds prove no more than the epsilon of 1 that is accounted",
+        attacked.on_rounds,
+        "attack",
+    ),
+    "attack on charges": of_platforms(
+        "canary users in rounds at epsilon 8 prove no more than what the ledger charged",
+        attacked.on_charges,
+        "attack",
     ),
 }

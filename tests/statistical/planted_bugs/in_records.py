@@ -13,6 +13,7 @@ import client.app
 import client.platform
 import client.secure_sum
 import client.state
+from client import supernode
 from client.data import load_platform_data
 from client.platform import Platform
 from client.state import PlatformState
@@ -239,3 +240,8 @@ def population_counted(patch: pytest.MonkeyPatch) -> None:
         return replace(right(self), population=users.num_users)
 
     patch.setattr(Platform, "profile", profile)
+
+
+def durations_told(patch: pytest.MonkeyPatch) -> None:
+    """Flower's own SuperNode."""
+    patch.setattr(supernode, "_change_flower", lambda: None)
