@@ -5,7 +5,7 @@ Pure: written by ``crossrec audit verify``, read by ``crossrec audit report``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003  (pydantic reads field types at run time)
+from collections.abc import Mapping, Sequence  # noqa: TC003  (pydantic reads field types at run time)
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ from simulations.result import Checked
 
 SCHEMA_VERSION = 1
 VERIFY_FILE = "verify.json"
+_MOST_NAMED = 3
 
 Verdict = Literal["ok", "failed", "unknown"]
 """``unknown``: what it takes to tell is not there."""
@@ -30,6 +31,18 @@ class Finding(Checked):
     """How it came out."""
     detail: str
     """One sentence: what was compared, and what was found."""
+
+
+def finding(
+    check: str, subject: str, wrong: Sequence[str], *, ok: str, unknown: str = ""
+) -> Finding:
+    """Failed if anything is ``wrong``, else unknown with a reason, else ok."""
+    if wrong:
+        more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+        detail = f"{'; '.join(one.rstrip('.') for one in wrong[:_MOST_NAMED])}{more}."
+        return Finding(check=check, subject=subject, verdict="failed", detail=detail)
+    verdict: Verdict = "unknown" if unknown else "ok"
+    return Finding(check=check, subject=subject, verdict=verdict, detail=unknown or ok)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,369 @@
+"""What several keep of one thing: ledger, the coordinator's journal, results, copies. Pure.
+
+A ledger that was rebuilt from its first entry is whole in itself. It shows by what others hold: the
+digests of the releases that they took, an earlier audit's heads, a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError
+from simulations.audit.books import read_mechanism
+from simulations.audit.findings import Finding, finding
+from simulations.audit.ledger_checks import (
+    TOLERANCE,
+    evenly,
+    is_less,
+    least_possible,
+    most_recomputed,
+    prefixes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from common.privacy.mechanisms import SampledGaussian
+    from server.config import FederationConfig
+    from simulations.audit.books import Book
+    from simulations.audit.evidence import LedgerEvidence, ServerEvidence
+    from simulations.audit.findings import Head
+    from simulations.audit.ledger_checks import Product
+    from simulations.result import PlatformResult, RunResult
+
+Event = dict[str, Any]
+
+
+def check_journal(server: ServerEvidence) -> list[Finding]:
+    """Whether it can be read, and whether what it closed is what it was answered."""
+    wrong, released = list(server.problems), set[str]()
+    for event in server.events:
+        kind = event["event"]
+        if kind in ("sum-started", "round-started"):
+            released = set()
+        elif kind in ("sum-reply", "reply") and event.get("outcome") == "released":
+            released.add(str(event.get("platform")))
+        elif kind in ("sum-closed", "round-closed") and event.get("releases") != len(released):
+            wrong.append(
+                f"{_closed(event)}: closed with {event.get('releases')} releases, and "
+                f"{len(released)} platforms had answered with one"
+            )
+    ok = f"{len(server.events)} events; each sum and round closed with the releases that came."
+    return [finding("journal", f"run {server.run_id}", wrong, ok=ok)]
+
+
+def _closed(event: Mapping[str, Any]) -> str:
+    return str(event.get("quantity", f"round {event.get('round')}"))
+
+
+def check_against_server(
+    ledger: LedgerEvidence, book: Book, server: ServerEvidence
+) -> list[Finding]:
+    """One platform's ledger against one run's journal."""
+    name, run = ledger.platform, server.run_id
+    mine = [event for event in server.events if _is_about(event, name)]
+    if not mine and not book.spends_of(run):
+        return []
+    return [
+        _server_releases(name, book, run, mine),
+        _server_confirmations(name, book, run, server.events),
+        _server_mechanisms(name, book, run, mine),
+        _server_spends(name, book, run, mine),
+        _server_configuration(name, book, run, server.config),
+    ]
+
+
+def _is_about(event: Mapping[str, Any], name: str) -> bool:
+    if event.get("platform") == name:
+        return True
+    return name in [*_names(event.get("platforms")), *_names(event.get("survivors"))]
+
+
+def _names(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _request(run: str, event: Mapping[str, Any], name: str) -> str:
+    return f"{run}/{event.get('quantity', event.get('round'))}/{name}"
+
+
+def _server_releases(
+    name: str, book: Book, run: str, events: Sequence[Mapping[str, Any]]
+) -> Finding:
+    recorded, wrong, taken = book.releases, list[str](), 0
+    answered = {
+        _request(run, event, name)
+        for event in events
+        if event["event"] in ("sum-reply", "reply") and event.get("outcome") == "released"
+    }
+    for event in events:
+        if event["event"] != "release-taken":
+            continue
+        taken += 1
+        request, sha256 = str(event.get("request_id")), event.get("sha256")
+        answered.discard(request)
+        if not (request.startswith(f"{run}/") and request.endswith(f"/{name}")):
+            wrong.append(f"the coordinator took a release named {request} from this platform")
+        elif request not in recorded:
+            wrong.append(f"the coordinator took a release of {request} that the ledger lacks")
+        elif recorded[request] != sha256:
+            wrong.append(
+                f"the coordinator took another release of {request} than the ledger recorded: "
+                "forked, or swapped"
+            )
+    wrong += [
+        f"the coordinator was answered {request}, and the ledger has no release of it"
+        for request in sorted(answered - recorded.keys())
+    ]
+    summed = {request for _, request, *_ in book.confirmed}
+    unseen = len(answered & recorded.keys() - summed)
+    added_up = len(answered & summed)
+    return finding(
+        "server-releases",
+        name,
+        wrong,
+        ok=f"{taken} releases that run {run} took are those that the ledger recorded"
+        + (f"; {added_up} more it saw added up only." if added_up else "."),
+        unknown=f"run {run} does not say which {unseen} releases it took: it saw them added up, or "
+        "its version did not write it down."
+        if unseen
+        else "",
+    )
+
+
+def _server_confirmations(
+    name: str, book: Book, run: str, events: Sequence[Mapping[str, Any]]
+) -> Finding:
+    held = {request: (sha256, names) for _, request, sha256, names in book.confirmed}
+    wrong, seen, missing = list[str](), set[str](), dict[str, Any]()
+    for event in events:
+        if event["event"] == "secagg-stage" and event.get("stage") == "confirm":
+            found = event.get("missing")
+            missing = found if isinstance(found, dict) else {}
+        survivors = _names(event.get("survivors"))
+        if event["event"] != "survivors-confirmed" or name not in survivors:
+            continue
+        request = next((r for r in _names(event.get("request_ids")) if r.endswith(f"/{name}")), "")
+        seen.add(request)
+        if request not in held:
+            if name not in missing:
+                wrong.append(f"the coordinator was confirmed a sum with {request}; not here")
+        elif held[request] != (event.get("sha256"), tuple(survivors)):
+            wrong.append(
+                f"the coordinator was confirmed another sum with {request} than the ledger holds"
+            )
+    alone = [request for request in held if request.startswith(f"{run}/") and request not in seen]
+    return finding(
+        "server-confirmations",
+        name,
+        wrong,
+        ok=f"{len(seen)} secure sums of run {run} are those that the ledger confirmed."
+        if seen
+        else f"run {run} opened no secure sum with this platform in it.",
+        unknown=f"{len(alone)} confirmed sums, {alone[0]} for one, were not opened by run {run}, "
+        "or it did not write that down."
+        if alone
+        else "",
+    )
+
+
+def _server_mechanisms(
+    name: str, book: Book, run: str, events: Sequence[Mapping[str, Any]]
+) -> Finding:
+    spends = {one.request_id: one for one in book.reserved}
+    wrong, agreed, silent = list[str](), 0, 0
+    for event in events:
+        if event["event"] not in ("sum-started", "round-started"):
+            continue
+        one = spends.get(_request(run, event, name))
+        if one is None:
+            continue
+        if "mechanism" not in event:
+            silent += 1
+            continue
+        try:
+            asked = [read_mechanism(event.get(k)) for k in ("mechanism", "mechanism_if_broken")]
+        except (ValueError, TypeError, ConfigError) as error:
+            wrong.append(f"the journal names no mechanism for {one.request_id} ({error})")
+            continue
+        agreed += 1
+        if asked != [one.mechanism, one.mechanism_if_broken]:
+            wrong.append(
+                f"the coordinator says that {one.request_id} has noise "
+                f"{asked[0].noise_multiplier:.6g}, the ledger was charged for "
+                f"{one.mechanism.noise_multiplier:.6g}"
+            )
+    return finding(
+        "server-mechanisms",
+        name,
+        wrong,
+        ok=f"{agreed} mechanisms that run {run} asked for are those that were charged.",
+        unknown=f"run {run} did not write down the mechanisms of {silent} requests."
+        if silent
+        else "",
+    )
+
+
+def _server_spends(name: str, book: Book, run: str, events: Sequence[Mapping[str, Any]]) -> Finding:
+    asked = {
+        _request(run, event, name)
+        for event in events
+        if event["event"] in ("sum-started", "round-started")
+    }
+    done = {
+        _request(run, event, name)
+        for event in events
+        if event["event"] in ("sum-reply", "reply") and event.get("outcome") == "released"
+    }
+    spends = [one.request_id for one in book.spends_of(run)]
+    wrong = [
+        f"{request} was charged, and the coordinator never asked for it"
+        for request in spends
+        if request not in asked
+    ]
+    unused = [request for request in spends if request in asked and request not in done]
+    lost = (
+        f"; {len(unused)} more, {unused[0]} for one, were charged without a release that the "
+        "coordinator used (it was killed, late or refused), and count all the same"
+        if unused
+        else ""
+    )
+    ok = f"{len(spends) - len(unused)} spends are releases that run {run} used{lost}."
+    return finding("server-spends", name, wrong, ok=ok)
+
+
+def _server_configuration(
+    name: str, book: Book, run: str, config: FederationConfig | None
+) -> Finding:
+    """Noise in ``federation.toml`` against what was charged."""
+    wrong: list[str] = []
+    spends = book.spends_of(run) if config else []
+    for one in spends:
+        expected = _configured(one.request_id.split("/")[1], config)
+        found = one.mechanism
+        if expected != (found.noise_multiplier, found.sampling_rate, found.steps):
+            wrong.append(
+                f"federation.toml says {expected} (noise, rate, steps) for {one.request_id}, the "
+                f"ledger {(found.noise_multiplier, found.sampling_rate, found.steps)}"
+            )
+    return finding(
+        "federation-toml",
+        name,
+        wrong,
+        ok=f"{len(spends)} spends have the noise that federation.toml asks for.",
+        unknown="" if config else f"the federation.toml of run {run} is not there.",
+    )
+
+
+def _configured(what: str, config: FederationConfig | None) -> tuple[float | None, float, int]:
+    if config is None:
+        return None, 1.0, 1
+    if config.sums and what == "item-counts":
+        return config.sums.counts_noise_multiplier, 1.0, 1
+    if config.sums and what == "item-pairs":
+        return config.sums.pairs_noise_multiplier, 1.0, 1
+    mechanism = config.mechanism
+    return mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.local_steps
+
+
+def check_result(
+    name: str, book: Book, result: RunResult, reported: PlatformResult, product: Product
+) -> Finding:
+    """What ``result.json`` reports of one platform against its ledger."""
+    wrong: list[str] = []
+    delta, spends = reported.delta, book.reserved
+    history, places = reported.epsilon_history, evenly(len(spends), most_recomputed(spends))
+    if len(history) != len(spends):
+        wrong.append(f"it reports {len(history)} releases, the ledger charged {len(spends)}")
+    else:
+        for place, mechanisms in zip(places, prefixes_for_life(book, places), strict=True):
+            wrong += _misreported(
+                f"after release {place + 1}", history[place], mechanisms, delta, product
+            )
+    everything = [one.mechanism for one in spends]
+    wrong += _misreported("in all", reported.epsilon, everything, delta, product)
+    if reported.trust.startswith("secagg"):
+        alone = [one.mechanism_if_broken for one in spends]
+        broken = reported.epsilon_if_secagg_broken
+        wrong += _misreported("if aggregation broke", broken, alone, delta, product)
+    stated = {(reported.delta, reported.privacy_unit), (result.privacy.delta, result.privacy.unit)}
+    granted = {(grant.delta, grant.unit) for grant in book.grants}
+    if granted and stated != granted:
+        wrong.append(f"it reports delta and unit {sorted(stated)}, granted were {sorted(granted)}")
+    trusts = {str(one.request["trust"]) for one in spends if "trust" in one.request}
+    if trusts and trusts != {reported.trust}:
+        wrong.append(f"it reports trust {reported.trust!r}, asked was {sorted(trusts)}")
+    ok = f"epsilon {_shown(reported.epsilon)} and what led to it are what the ledger says."
+    return finding("result", name, wrong, ok=ok)
+
+
+def prefixes_for_life(book: Book, places: Sequence[int]) -> list[list[SampledGaussian]]:
+    """All mechanisms up to each place, whatever period they are of."""
+    return prefixes([replace(one, period=0) for one in book.reserved], places)
+
+
+def _misreported(
+    when: str,
+    epsilon: float | None,
+    mechanisms: Sequence[SampledGaussian],
+    delta: float,
+    product: Product,
+) -> list[str]:
+    expected = product(mechanisms, delta, "prv")
+    found = math.inf if epsilon is None else epsilon
+    if math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=1e-9) and not is_less(
+        found, least_possible(mechanisms, delta) if when == "in all" else None
+    ):
+        return []
+    return [f"it reports epsilon {_shown(epsilon)} {when}, the ledger says {expected:.6g}"]
+
+
+def _shown(epsilon: float | None) -> str:
+    return "none" if epsilon is None else f"{epsilon:.6g}"
+
+
+def check_copies(name: str, ledgers: Sequence[LedgerEvidence]) -> Finding:
+    """Copies of one ledger are of different age, and nothing else."""
+    longest = max(ledgers, key=lambda one: len(one.entries))
+    wrong = []
+    for other in ledgers:
+        pairs = zip(longest.entries, other.entries, strict=False)
+        fork = next(((a, b) for a, b in pairs if a != b), None)
+        if fork is not None:
+            hint = (
+                " (if these are of two simulations, audit each by itself)"
+                if fork[0].sequence == 1 and longest.config and longest.config.simulation
+                else ""
+            )
+            wrong.append(
+                f"{longest.path} and {other.path} hold another entry {fork[0].sequence} "
+                f"({fork[0].kind}): forked{hint}"
+            )
+    return finding(
+        "copies",
+        name,
+        wrong,
+        ok=f"{len(ledgers)} copies agree.",
+        unknown="only one copy was given: a fork is seen by what others hold of it, or not at all."
+        if len(ledgers) == 1
+        else "",
+    )
+
+
+def check_since(name: str, ledger: LedgerEvidence | None, head: Head | None) -> Finding:
+    """Where an earlier audit left off, the ledger has to go on."""
+    wrong, unknown = [], ""
+    if head is None:
+        unknown = "there is no earlier audit of it (--since): it may have been rebuilt before."
+    elif ledger is None:
+        unknown = "an earlier audit saw its ledger, and this one was not given it."
+    elif head.sequence > len(ledger.entries):
+        wrong = [f"rolled back: entry {head.sequence} was there at an earlier audit"]
+    elif head.sequence and ledger.entries[head.sequence - 1].digest != head.digest:
+        wrong = [
+            f"entry {head.sequence} is another one than at an earlier audit: rebuilt, or forked"
+        ]
+    ok = f"it goes on from entry {head.sequence if head else 0} of an earlier audit."
+    return finding("since", name, wrong, ok=ok, unknown=unknown)
