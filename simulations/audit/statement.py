@@ -279,7 +279,7 @@ class AuditStatement(Checked):
     platforms: Mapping[str, PlatformPart]
     """By name; of several copies the longest that is whole."""
     privacy_unit: PrivacyUnitPoint
-    """Who is protected."""
+    """The privacy unit."""
     neighbouring: NeighbouringPoint
     """What changes between neighbouring data sets."""
     guarantee: GuaranteePoint
@@ -317,3 +317,4 @@ class AuditStatement(Checked):
     verification: Verification
     """Every independent check, also those that passed."""
     schema_version: int = SCHEMA_VERSION
+    """Changes with the meaning of a field."""
