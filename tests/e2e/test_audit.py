@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from tests.shops import write_shops
 from tests.unit.simulations.audit.audited import attack_result
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from simulations.audit.statement import AuditStatement
 
 CHROMIUM = shutil.which("chromium")
@@ -38,7 +39,8 @@ const place = (e) => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.
 const report = {
   height: document.documentElement.scrollHeight,
   width: document.documentElement.scrollWidth,
-  images: [...document.images].map((e) => ({natural: [e.naturalWidth, e.naturalHeight], place: place(e)})),
+  images: [...document.images].map(
+    (e) => ({natural: [e.naturalWidth, e.naturalHeight], place: place(e)})),
   sections: Object.fromEntries([...document.querySelectorAll("section")].map(
     (e) => [e.id, {place: place(e), letters: e.innerText.length}])),
 };
@@ -107,7 +109,8 @@ def check_rendered(told: dict[str, Any], width: int) -> None:
     assert told["width"] <= width
 
 
-@pytest.mark.parametrize("width", [1100, 390], ids=["desk", "telephone"])
+# Chromium lays nothing out in less than 500, which is in the range of the telephone styles.
+@pytest.mark.parametrize("width", [1100, 500], ids=["desk", "telephone"])
 def test_the_report_shows_every_section_and_figure(
     report: tuple[Path, AuditStatement], tmp_path: Path, width: int
 ) -> None:
@@ -143,12 +146,12 @@ def share_of_colour(pixels: np.ndarray, place: list[float]) -> float:
 @pytest.mark.parametrize(
     ("what", "pattern", "put"),
     [
-        ("a figure that is no image", r'src="data:image/png;base64,iVBOR', 'src="data:image/png;base64,AAAA'),
+        ("a figure that is no image", r"base64,iVBOR", "base64,AAAA"),
         ("a lost figure", r"<figure>.*?</figure>", ""),
         ("a lost section", r'<section id="sampling">.*?</section>', ""),
         ("an empty section", r'(<section id="trust">).*?(</section>)', r"\1\2"),
     ],
-    ids=lambda value: value if " " in value and "<" not in value else "",
+    ids=["no-image", "no-figure", "no-section", "empty-section"],
 )
 def test_a_broken_page_is_found_out(
     report: tuple[Path, AuditStatement], tmp_path: Path, what: str, pattern: str, put: str
