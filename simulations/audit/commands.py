@@ -45,8 +45,62 @@ def verify(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for verify.json.")] = None,
 ) -> None:
-    """Recompute everything by other code, and hold all records against each other."""
-    raise NotImplementedError
+    """Recompute everything by other code, and hold all records against each other.
+
+    Hash chains, noise, epsilon by three other accountants, budgets, releases on disk, and what
+    ledgers, the coordinator's journal and result.json say of one another. Read-only.
+
+    Leaves with exit code 0 if nothing failed, 1 if something did (a line for each on standard
+    output), 2 if it was asked for in a wrong way. What cannot be told is listed, and is no failure.
+
+    Examples:
+        crossrec audit verify --runs runs/demo
+        crossrec audit verify --ledger platform.toml
+        crossrec audit verify --ledger a/platform.toml --ledger b/state --runs federation.toml
+        crossrec audit verify --ledger platform.toml --since audit/verify.json --out audit
+    """
+    from rich.console import Console
+
+    with Console(stderr=True).status("Reading...") as status:  # accountants take long to load
+        from common.errors import ConfigError, StateError
+        from simulations.audit.evidence import gather
+        from simulations.audit.findings import SCHEMA_VERSION, VERIFY_FILE, Verification
+        from simulations.audit.tables import (
+            compositions_table,
+            findings_table,
+            prices_table,
+            summary,
+        )
+        from simulations.audit.verify import verify as verify_all
+        from simulations.documents import read_document, write_document
+
+        earlier = None
+        if since is not None:
+            try:
+                earlier = read_document(since, Verification, SCHEMA_VERSION)
+            except StateError as error:
+                raise ConfigError(f"--since: {error}") from error
+        evidence = gather(ledger or [], runs or [])
+        found = verify_all(
+            evidence, earlier, progress=lambda what: status.update(f"Checking {what}...")
+        )
+    if out is not None:
+        write_document(out / VERIFY_FILE, found)
+    console = Console()
+    console.print(findings_table(found.findings))
+    for table in (prices_table(found), compositions_table(found)):
+        if table.row_count:
+            console.print()
+            console.print(table)
+    console.print()
+    console.print(summary(found), highlight=False)
+    if out is not None:
+        console.print(f"Verification: {out / VERIFY_FILE}", soft_wrap=True, highlight=False)
+    for one in found.failed:
+        line = f"failed: {one.check} ({one.subject}): {one.detail}"
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    if found.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

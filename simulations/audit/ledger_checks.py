@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +256,18 @@ def _of(steps: Counter[tuple[float, float, Any]]) -> list[SampledGaussian]:
     ]
 
 
+def _less(mechanisms: Sequence[SampledGaussian], last: SampledGaussian) -> list[SampledGaussian]:
+    """``mechanisms`` without the steps of ``last``, which is one of them."""
+    key = (last.noise_multiplier, last.sampling_rate)
+    return [
+        one
+        if (one.noise_multiplier, one.sampling_rate) != key
+        else replace(one, steps=one.steps - last.steps)
+        for one in mechanisms
+        if (one.noise_multiplier, one.sampling_rate) != key or one.steps > last.steps
+    ]
+
+
 def prefixes(spends: Sequence[Reserved], places: Iterable[int]) -> list[list[SampledGaussian]]:
     """Mechanisms of the period of each of ``places`` up to it, increasing; itself included."""
     found, done, steps, period = [], 0, Counter[tuple[float, float, Any]](), 0
@@ -301,17 +314,23 @@ def _epsilons(name: str, book: Book, product: Product) -> Finding:
         if one.epsilon_after is None or one.grant is None or one.accountant not in ("prv", "rdp"):
             unknown += 1
             continue
-        expected = product(after, one.grant.delta, "rdp" if one.accountant == "rdp" else "prv")
-        if not math.isclose(one.epsilon_after, expected, rel_tol=TOLERANCE, abs_tol=1e-9):
-            wrong.append(
-                f"entry {one.sequence}: wrote down epsilon {one.epsilon_after:.6g}, its "
-                f"mechanisms cost {expected:.6g}"
-            )
-        elif is_less(one.epsilon_after, exactly(after, one.grant.delta).epsilon):
-            wrong.append(
-                f"entry {one.sequence}: wrote down epsilon {one.epsilon_after:.6g}, less than the "
-                "truth"
-            )
+        accountant: AccountantName = "rdp" if one.accountant == "rdp" else "prv"
+        delta = one.grant.delta
+        for when, written, mechanisms in (
+            ("before", one.epsilon_before, _less(after, one.mechanism)),
+            ("after", one.epsilon_after, after),
+        ):
+            expected, found = product(mechanisms, delta, accountant), written or 0.0
+            if not math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=1e-9):
+                wrong.append(
+                    f"entry {one.sequence}: wrote down epsilon {found:.6g} {when} it, the "
+                    f"mechanisms cost {expected:.6g}"
+                )
+            elif is_less(found, exactly(mechanisms, delta).epsilon):
+                wrong.append(
+                    f"entry {one.sequence}: wrote down epsilon {found:.6g} {when} it, less than "
+                    "the truth"
+                )
     return finding(
         "epsilon",
         name,

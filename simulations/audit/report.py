@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.storage import FOR_ALL, write_durably
-from simulations.audit import tables
+from simulations.audit import sections
 from simulations.audit.figures import CAPTIONS, alternative, figures
 from simulations.audit.statement import REPORT_FILE
 from simulations.documents import write_document
@@ -82,11 +82,11 @@ def _values(statement: AuditStatement, addresses: Mapping[str, str]) -> dict[str
     return {
         "statement": statement,
         "conclusion": statement.conclusion,
-        "overview": tables.overview(statement),
-        "sections": tables.sections(statement),
-        "findings": tables.findings(statement),
-        "ledgers": tables.ledgers(statement),
-        "glossary": tables.GLOSSARY,
+        "overview": sections.overview(statement),
+        "sections": sections.sections(statement),
+        "findings": sections.findings(statement),
+        "ledgers": sections.ledgers(statement),
+        "glossary": sections.GLOSSARY,
         "figures": {
             name: (CAPTIONS[name], alternative(name, statement), address)
             for name, address in addresses.items()
@@ -104,7 +104,7 @@ def markdown_text(value: object) -> str:
     return f"\\{line}" if line[:1] in {"-", "+"} else line
 
 
-def _markdown_table(table: tables.Table) -> _Markdown:
+def _markdown_table(table: sections.Table) -> _Markdown:
     lines = [table.header, ("---",) * len(table.header)]
     rows = [" | ".join(line) for line in (tuple(map(markdown_text, lines[0])), lines[1])]
     rows += [" | ".join(map(markdown_text, row)) for row in table.rows]
