@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simulations.audit import limits, points
-from simulations.audit.conclusion import conclude, first_page
+from simulations.audit import limits, outcomes, points
+from simulations.audit.conclusion import conclude
+from simulations.audit.first_page import first_page
 from simulations.audit.platforms import believe, platform_part
 from simulations.audit.points import Audited
 from simulations.audit.statement import AuditStatement
@@ -49,7 +50,7 @@ def state_audit(
     parts = {platform.name: platform.part for platform in platforms}
     results = list(evidence.results.values())
     mechanisms = points.mechanisms_point(platforms)
-    lower_bound = limits.lower_bound_point(attack, results)
+    lower_bound = outcomes.lower_bound_point(attack, results)
     tuning = limits.tuning_point(platforms, results)
     cannot_know = limits.cannot_know_point(evidence, platforms)
     groups = [
@@ -82,7 +83,7 @@ def state_audit(
         tuning=tuning,
         post_processing=limits.post_processing_point(),
         lower_bound=lower_bound,
-        utility=limits.utility_point(groups, has_runs=bool(results)),
+        utility=outcomes.utility_point(groups, has_runs=bool(results)),
         retention=limits.retention_point(platforms),
         cannot_know=cannot_know,
         verification=verification,

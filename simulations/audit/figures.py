@@ -6,29 +6,27 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from simulations.audit.strength import posterior, shown_epsilon, true_positive_bound
+from simulations.audit.outcome_figures import MOST_LINES, bounds, new_figure, roc_curves, utility
+from simulations.audit.strength import posterior, shown_epsilon
 from simulations.drawing import (
     FAINT,
     INK,
     LINE_COLOURS,
     MARKERS,
-    MODEL_COLOURS,
-    name_ticks,
     outside_legend,
     shortened,
     style_axes,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-    from simulations.audit.parts import GroupUtility, PlatformPart
+    from simulations.audit.parts import PlatformPart
     from simulations.audit.statement import AuditStatement
 
 CAPTIONS: Mapping[str, str] = {
@@ -48,10 +46,7 @@ CAPTIONS: Mapping[str, str] = {
 }
 """What each figure shows."""
 
-_MOST_LINES = 12
 _REFERENCE_EPSILONS = (0.1, 1.0, 8.0)
-_GROUPS = ("platform size", "item popularity", "user activity", "platform")
-_FLOOR = 1e-3
 
 
 def figures(statement: AuditStatement) -> dict[str, Figure]:
@@ -61,9 +56,9 @@ def figures(statement: AuditStatement) -> dict[str, Figure]:
         "curve": _curves(statement.platforms),
         "odds": _odds(statement),
         "accounts": _accounts(statement),
-        "utility": _utility(statement.utility.groups),
-        "roc": _roc(statement),
-        "bounds": _bounds(statement),
+        "utility": utility(statement.utility.groups),
+        "roc": roc_curves(statement),
+        "bounds": bounds(statement),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -79,21 +74,14 @@ def alternative(name: str, statement: AuditStatement) -> str:
     return f"{CAPTIONS[name]} {count} platform{'' if count == 1 else 's'}. {where}"
 
 
-def _new(title: str, width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, color=INK, parse_math=False)
-    return figure, figure.subplots()
-
-
 def _largest(platforms: Mapping[str, PlatformPart]) -> list[str]:
     order = sorted(platforms, key=lambda name: (-(platforms[name].epsilon_for_life or 0.0), name))
-    return order[:_MOST_LINES]
+    return order[:MOST_LINES]
 
 
 def _cut(platforms: Mapping[str, PlatformPart]) -> str:
     number = len(platforms)
-    return f" ({_MOST_LINES} largest of {number})" if number > _MOST_LINES else ""
+    return f" ({MOST_LINES} largest of {number})" if number > MOST_LINES else ""
 
 
 def _spending(platforms: Mapping[str, PlatformPart]) -> Figure | None:
@@ -105,7 +93,7 @@ def _spending(platforms: Mapping[str, PlatformPart]) -> Figure | None:
     }
     if not shown:
         return None
-    figure, axes = _new(
+    figure, axes = new_figure(
         f"Privacy spent by each user at most{_cut(platforms)}", height=4.0 + 0.07 * len(shown)
     )
     style_axes(axes, grid="both")
@@ -137,14 +125,14 @@ def _spending_of(axes: Axes, index: int, name: str, part: PlatformPart) -> None:
         places.append(float(step.number))
         heights.append(math.nan if step.epsilon is None else step.epsilon)
         budgets.append(step.budget)
-    width = 2.4 - 1.6 * index / _MOST_LINES  # lines often coincide: later ones are thinner
+    width = 2.4 - 1.6 * index / MOST_LINES  # lines often coincide: later ones are thinner
     axes.step(places, heights, where="post", color=colour, linewidth=width)
     axes.plot(
         [step.number for step in part.history],
         [math.nan if step.epsilon is None else step.epsilon for step in part.history],
         color=colour,
         marker=MARKERS[index % len(MARKERS)],
-        markersize=8 - 5 * index / _MOST_LINES,
+        markersize=8 - 5 * index / MOST_LINES,
         markevery=max(1, len(part.history) // 12),
         linestyle="none",
         label=shortened(name, 24),
@@ -187,7 +175,7 @@ def _curves(platforms: Mapping[str, PlatformPart]) -> Figure | None:
     shown = {name: platforms[name] for name in _largest(platforms) if platforms[name].curve}
     if not shown:
         return None
-    figure, axes = _new(f"Every (epsilon, delta) that holds{_cut(platforms)}")
+    figure, axes = new_figure(f"Every (epsilon, delta) that holds{_cut(platforms)}")
     style_axes(axes, grid="both")
     for index, (name, part) in enumerate(shown.items()):
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
@@ -199,7 +187,7 @@ def _curves(platforms: Mapping[str, PlatformPart]) -> Figure | None:
             marker=MARKERS[index % len(MARKERS)],
             markevery=(index % 4, 4),
             markersize=5,
-            linewidth=2.4 - 1.6 * index / _MOST_LINES,
+            linewidth=2.4 - 1.6 * index / MOST_LINES,
             label=shortened(name, 24),
         )
         if index == 0 and part.delta is not None and part.epsilon_for_life is not None:
@@ -224,7 +212,7 @@ def _odds(statement: AuditStatement) -> Figure | None:
     spent = statement.guarantee.largest_epsilon
     if spent is None:
         return None
-    figure, axes = _new("What somebody can come to believe, by what she believed before")
+    figure, axes = new_figure("What somebody can come to believe, by what she believed before")
     style_axes(axes, grid="both")
     priors = np.linspace(0.001, 0.999, 500)
     lines = [
@@ -268,7 +256,7 @@ def _accounts(statement: AuditStatement) -> Figure | None:
     known = [c for c in statement.composition.across_platforms if c.epsilon is not None]
     if len(known) < 2:
         return None
-    figure, axes = _new("Accounts of one person, and what they cost together", height=3.4)
+    figure, axes = new_figure("Accounts of one person, and what they cost together", height=3.4)
     style_axes(axes, grid="both")
     places = [c.num_platforms for c in known]
     axes.plot(places, [c.epsilon or 0.0 for c in known], "o-", color=LINE_COLOURS[0])
@@ -285,130 +273,4 @@ def _accounts(statement: AuditStatement) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
-    return figure
-
-
-def _utility(groups: Sequence[GroupUtility]) -> Figure | None:
-    """Bars alone and served for each kind of group, of the first run that has them."""
-    run = groups[0].run if groups else ""
-    kinds = {
-        by: [g for g in groups if g.by == by and g.run == run and g.served is not None]
-        for by in _GROUPS
-    }
-    kinds = {by: rows[:_MOST_LINES] for by, rows in kinds.items() if rows}
-    if not kinds:
-        return None
-    figure = Figure(
-        figsize=(7.0, 2.6 * len(kinds)), dpi=110, layout="constrained", facecolor="white"
-    )
-    FigureCanvasAgg(figure)
-    figure.suptitle("Ranking quality by group", fontsize=10, color=INK)
-    panels = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
-    for axes, (by, rows) in zip(panels, kinds.items(), strict=True):
-        style_axes(axes, grid="y")
-        for shift, model, values in (
-            (-0.2, "local", [row.local for row in rows]),
-            (0.2, "federated", [row.served for row in rows]),
-        ):
-            axes.bar(
-                [place + shift for place in range(len(rows))],
-                [value or 0.0 for value in values],
-                0.37,
-                color=MODEL_COLOURS[model],
-                label="alone" if model == "local" else "served",
-                yerr=[row.stderr or 0.0 for row in rows] if model == "federated" else None,
-                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-            )
-        names = [row.group.partition(" of ")[0].partition(" o")[0] for row in rows]
-        name_ticks(axes, names if by != "platform" else [row.group for row in rows])
-        axes.set_title(_KIND_TITLES[by], fontsize=9, loc="left", color=INK)
-        axes.set_ylabel("NDCG@10")
-        axes.tick_params(axis="x", length=0)
-    outside_legend(figure, panels[0])
-    return figure
-
-
-_KIND_TITLES = {
-    "platform size": "by size of the platform",
-    "item popularity": "by how many others bought the held-out item (tail to head)",
-    "user activity": "by own purchases (inactive to active)",
-    "platform": "by platform",
-}
-
-
-def _roc(statement: AuditStatement) -> Figure | None:
-    attack = statement.lower_bound.attack
-    if attack is None or not (attack.audits or attack.memberships):
-        return None
-    figure, axes = _new("What attacks found, by their false alarms", height=5.0)
-    style_axes(axes, grid="both")
-    lines = [(f"{a.unit}, {a.adversary}", a.roc, "solid") for a in attack.audits]
-    lines += [(f"LiRA: {m.target}, {m.adversary}", m.roc, "dashed") for m in attack.memberships]
-    for index, (label, roc, style) in enumerate(lines[:_MOST_LINES]):
-        points = np.array(roc.curve).reshape(-1, 2)
-        axes.plot(
-            np.maximum(points[:, 0], _FLOOR),
-            np.maximum(points[:, 1], _FLOOR),
-            color=LINE_COLOURS[index % len(LINE_COLOURS)],
-            linestyle=style,
-            linewidth=1.6,
-            label=f"{label} ({roc.auc:.2f})",
-        )
-    rates = np.logspace(math.log10(_FLOOR), 0, 200)
-    axes.plot(rates, rates, color=INK, linewidth=0.8, linestyle=(0, (2, 4)), label="guessing")
-    curves = [part.curve for part in statement.platforms.values() if part.curve]
-    if curves and statement.lower_bound.is_of_these_runs is not False:
-        allowed = [max(true_positive_bound(float(r), curve) for curve in curves) for r in rates]
-        axes.plot(
-            rates, allowed, color=INK, linewidth=2, label="most that one user's epsilon allows"
-        )
-    for set_scale, set_limits in (
-        (axes.set_xscale, axes.set_xlim),
-        (axes.set_yscale, axes.set_ylim),
-    ):
-        set_scale("log")
-        set_limits(_FLOOR, 1.1)
-    percent = FuncFormatter(lambda x, _: f"{x:.1%}" if x < 0.01 else f"{x:.0%}")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(percent)
-        axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("of those who were out, taken to be in")
-    axes.set_ylabel("of those who were in, found")
-    outside_legend(figure, axes)
-    return figure
-
-
-def _bounds(statement: AuditStatement) -> Figure | None:
-    attack = statement.lower_bound.attack
-    if attack is None or not attack.audits:
-        return None
-    audits = attack.audits[:_MOST_LINES]
-    figure, axes = _new(
-        "Least epsilon that attacks proved, and what was accounted for",
-        height=1.6 + 0.45 * len(audits),
-    )
-    style_axes(axes, grid="x")
-    places = range(len(audits))
-    axes.barh(places, [a.epsilon_lower for a in audits], 0.6, color=LINE_COLOURS[0], label="proved")
-    for place, audit in enumerate(audits):
-        if audit.epsilon_accounted is not None:
-            axes.plot(
-                [audit.epsilon_accounted] * 2,
-                [place - 0.4, place + 0.4],
-                color=LINE_COLOURS[1],
-                linewidth=3,
-                label="accounted" if place == 0 else None,
-            )
-        axes.annotate(
-            f"{audit.epsilon_lower:.2f}",
-            (audit.epsilon_lower, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    axes.set_yticks(list(places), [f"{a.unit}, {a.adversary}" for a in audits])
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"epsilon at delta {audits[0].delta:g}")
-    outside_legend(figure, axes)
     return figure

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from simulations.audit.point_tables import Table
     from simulations.audit.statement import AuditStatement
 
 HTML_FILE = "report.html"
@@ -104,7 +105,7 @@ def markdown_text(value: object) -> str:
     return f"\\{line}" if line[:1] in {"-", "+"} else line
 
 
-def _markdown_table(table: sections.Table) -> _Markdown:
+def _markdown_table(table: Table) -> _Markdown:
     lines = [table.header, ("---",) * len(table.header)]
     rows = [" | ".join(line) for line in (tuple(map(markdown_text, lines[0])), lines[1])]
     rows += [" | ".join(map(markdown_text, row)) for row in table.rows]
