@@ -39,7 +39,7 @@ CAPTIONS: Mapping[str, str] = {
     "accounts": "What a person with accounts at several platforms is charged at most.",
     "utility": "Who is served how well: NDCG@10 alone and as served, with one standard error of "
     "the gain.",
-    "roc": "How well attacks told who was in the data, beside the most that the accounting allows. "
+    "roc": "How well attacks told who was in the data, beside the most that is allowed for a user. "
     "Both axes are logarithmic: the lower left corner is where single people are found.",
     "bounds": "The least epsilon that each attack proved, beside what was accounted for. A bar "
     "beyond its mark would prove the accounting wrong.",

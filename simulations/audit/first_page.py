@@ -177,7 +177,8 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
         text.append(lower_bound.text[0])
     best = max(attack.audits, key=lambda audit: audit.epsilon_lower)
     text.append(
-        f"The best of {len(attack.audits)} attacks was {ADVERSARIES[best.adversary]}, with one "
+        f"{len(attack.audits)} kinds of attacks were tried. The best was by "
+        f"{ADVERSARIES[best.adversary]}, with one "
         f"{best.unit} in question: {best.num_correct} of {best.num_guesses} guesses were right. "
         f"That proves that epsilon is at least {best.epsilon_lower:.2f} ({best.confidence:.0%} "
         f"confidence), where {shown_epsilon(best.epsilon_accounted)} was accounted for."

@@ -74,7 +74,7 @@ def utility(groups: Sequence[GroupUtility]) -> Figure | None:
                 yerr=[row.stderr or 0.0 for row in rows] if model == "federated" else None,
                 error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
             )
-        names = [row.group.partition(" of ")[0].partition(" o")[0] for row in rows]
+        names = [row.group.partition(" ")[0] for row in rows]
         name_ticks(axes, names if by != "platform" else [row.group for row in rows])
         axes.set_title(_KIND_TITLES[by], fontsize=9, loc="left", color=INK)
         axes.set_ylabel("NDCG@10")
@@ -115,9 +115,7 @@ def roc_curves(statement: AuditStatement) -> Figure | None:
     curves = [part.curve for part in statement.platforms.values() if part.curve]
     if curves and statement.lower_bound.is_of_these_runs is not False:
         allowed = [max(true_positive_bound(float(r), curve) for curve in curves) for r in rates]
-        axes.plot(
-            rates, allowed, color=INK, linewidth=2, label="most that one user's epsilon allows"
-        )
+        axes.plot(rates, allowed, color=INK, linewidth=2, label="most that is allowed for a user")
     for set_scale, set_limits in (
         (axes.set_xscale, axes.set_xlim),
         (axes.set_yscale, axes.set_ylim),

@@ -26,6 +26,16 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     """Cells as text."""
 
+    @property
+    def words(self) -> tuple[bool, ...]:
+        """For each column, whether most of its cells are words; the others are numbers."""
+        columns = list(zip(*self.rows, strict=True))
+        return tuple(2 * sum(map(_is_word, cells)) > len(cells) for cells in columns)
+
+
+def _is_word(cell: str) -> bool:
+    return cell[:1].isalpha() or sum(letter.isalpha() for letter in cell) > 4
+
 
 def _guarantee(statement: AuditStatement) -> Sequence[Table]:
     return (
