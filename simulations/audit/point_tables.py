@@ -29,7 +29,7 @@ class Table:
     @property
     def words(self) -> tuple[bool, ...]:
         """For each column, whether most of its cells are words; the others are numbers."""
-        columns = list(zip(*self.rows, strict=True))
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
         return tuple(2 * sum(map(_is_word, cells)) > len(cells) for cells in columns)
 
 

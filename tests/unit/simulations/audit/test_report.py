@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from common.errors import StateError
-from simulations.audit.evidence import gather
+from simulations.audit.evidence import Evidence, gather
 from simulations.audit.figures import CAPTIONS, figures
 from simulations.audit.report import markdown_text, render_html, render_markdown, write_report
 from simulations.audit.statement import POINTS, SCHEMA_VERSION, AuditStatement
@@ -247,6 +247,15 @@ def test_without_any_guarantee_no_figure_pretends_one(tmp_path: Path) -> None:
     text = Page(render_html(found, {})).text
     assert "no guarantee" in text
     assert "Red: " in text
+
+
+def test_a_report_on_nothing_is_a_red_page() -> None:
+    found = state(
+        Evidence(ledgers=(), servers=(), results={}), replace(verification(), findings=())
+    )
+    text = Page(render_html(found, {})).text
+    assert "Red: there is no ledger" in text
+    assert "Red: there is no ledger" in render_markdown(found, {})
 
 
 def test_everything_is_written_and_the_page_holds_its_figures(
