@@ -7,6 +7,21 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from simulations.command_line import (
+    PRIVACY,
+    ClippingNormOption,
+    DataOption,
+    DeltaOption,
+    LocalStepsOption,
+    Plan,
+    PlanOption,
+    RoundsOption,
+    SamplingRateOption,
+    Trust,
+    given_options,
+    trust_mode,
+)
+
 app = typer.Typer(no_args_is_help=True)
 
 LedgersOption: TypeAlias = Annotated[
@@ -105,13 +120,114 @@ def verify(
 
 @app.command()
 def attack(
+    *,
+    context: typer.Context,
     runs: Annotated[
-        Path | None, typer.Option(help="Attack what this simulated run did; else the options.")
+        Path | None,
+        typer.Option(help="Attack what this simulated run did; else what the options below say."),
     ] = None,
+    thorough: Annotated[
+        bool,
+        typer.Option(
+            "--thorough/--quick",
+            help="More canaries and runs, and what other platforms recommend: about an hour.",
+        ),
+    ] = False,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Of each lower bound.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Of canaries, coins and noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for attack.json.")] = Path("audit"),
+    data: DataOption = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Budget of a user for the whole run.", rich_help_panel=PRIVACY)
+    ] = 8.0,
+    delta: DeltaOption = 1e-5,
+    trust: Annotated[
+        Trust, typer.Option(help="As of crossrec simulate.", rich_help_panel=PRIVACY)
+    ] = Trust.local,
+    clipping_norm: ClippingNormOption = 0.25,
+    sampling_rate: SamplingRateOption = 1.0,
+    plan: PlanOption = Plan.pairs,
+    rounds: RoundsOption = 30,
+    local_steps: LocalStepsOption = 1,
 ) -> None:
-    """Attack a simulation of the real pipeline, and bound epsilon from below."""
-    raise NotImplementedError
+    """Attack a simulation of the real pipeline, and bound epsilon from below.
+
+    Canaries are put into the data, each in or out by a coin, and an attacker guesses which are in,
+    from every release, from what the run makes, or from recommendations. How often it is right
+    proves how large epsilon is at least. Exit code 1: a bound exceeds what is accounted, so the
+    guarantee is broken.
+
+    Examples:
+        crossrec audit attack --runs runs/demo --out audit
+        crossrec audit attack --epsilon 2 --trust secagg
+    """
+    import tempfile
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from common.errors import ConfigError
+    from simulations.attacks.membership.effort import (
+        QUICK,
+        THOROUGH,
+        attack_command,
+        attacked_marketplace,
+    )
+    from simulations.attacks.membership.result import ATTACK_FILE
+    from simulations.attacks.membership.study import Study
+    from simulations.attacks.membership.verdict import proofs, sentences, table_of
+    from simulations.documents import write_document
+    from simulations.options import SimulationOptions
+    from simulations.simulate import OPTIONS_FILE, SimulationRun
+
+    if runs is not None:
+        others = given_options(context) - {"runs", "thorough", "confidence", "seed", "out"}
+        if others:
+            msg = f"--runs keeps the run's own options; leave out {', '.join(sorted(others))}."
+            raise ConfigError(msg)
+        if not (runs / OPTIONS_FILE).exists():
+            msg = f"{runs} is no simulated run: expected the --out of a crossrec simulate."
+            raise ConfigError(msg)
+        options = SimulationRun.reopen(runs).options
+    else:
+        options = SimulationOptions(
+            data=None if data is None else data.absolute(),
+            epsilon=epsilon,
+            delta=delta,
+            trust=trust_mode(trust),
+            clipping_norm=clipping_norm,
+            sampling_rate=sampling_rate,
+            plan=plan.value,
+            rounds=rounds,
+            local_steps=local_steps,
+        )
+    console, effort = Console(), THOROUGH if thorough else QUICK
+    with (
+        tempfile.TemporaryDirectory(prefix="crossrec-attack-") as folder,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        task = progress.add_task("reading the data", total=None)
+        study = Study(
+            attacked_marketplace(options),
+            options,
+            Path(folder),
+            effort=effort,
+            seed=seed,
+            confidence=confidence,
+            step=lambda what: progress.update(task, advance=1, description=what),
+        )
+        progress.update(task, total=study.num_steps + 1)
+        command = attack_command(options, effort, runs=runs, seed=seed, confidence=confidence)
+        result = study.result(command)
+    write_document(out / ATTACK_FILE, result)
+    console.print(table_of(result))
+    for sentence in sentences(result):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(f"Result: {out / ATTACK_FILE}", soft_wrap=True)
+    if proofs(result):
+        raise typer.Exit(1)
 
 
 @app.command()

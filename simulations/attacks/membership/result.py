@@ -53,15 +53,19 @@ class Audit(Checked):
     """Guesses that were right."""
     epsilon_lower: float
     """At ``confidence``, no guarantee with a smaller epsilon holds (Steinke et al. 2023)."""
+    epsilon_lower_gaussian: float | None
+    """The same for Gaussian mechanisms alone, whose whole trade-off is tested (Mahloujifar et al.
+    2024): no Gaussian noise with a smaller epsilon allows such success. None where users are
+    sampled, or nothing is accounted."""
     confidence: float
-    """Of ``epsilon_lower``, e.g. .95."""
+    """Of both lower bounds, e.g. .95, each by itself."""
     epsilon_estimate: float | None
     """From two Gaussians fitted to the scores (Andrew et al. 2023): an estimate, no bound; None if
     there are too few canaries."""
     epsilon_accounted: float | None
     """What the accountant says for this unit and adversary; None: no guarantee."""
     delta: float
-    """Of all three epsilons."""
+    """Of all epsilons."""
     accounted_as: str
     """In words: how ``epsilon_accounted`` follows from what the ledger says."""
     roc: Roc
