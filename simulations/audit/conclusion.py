@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from simulations.audit.outcomes import proved
 from simulations.audit.statement import Conclusion
 from simulations.audit.strength import WEAK, odds_text, shown_epsilon, strength
 
@@ -70,7 +71,7 @@ def _red(
         yield f"{named(over)} spent more than was granted"
     for audit in contradicting(lower_bound):
         yield (
-            f"an attack proved epsilon >= {audit.epsilon_lower:.2f} for one {audit.unit}, more "
+            f"an attack proved epsilon >= {proved(audit):.2f} for one {audit.unit}, more "
             f"than the {shown_epsilon(audit.epsilon_accounted)} that was accounted for"
         )
     if not platforms:
@@ -83,7 +84,7 @@ def contradicting(lower_bound: LowerBoundPoint) -> list[Audit]:
     return [
         audit
         for audit in audits
-        if audit.epsilon_accounted is not None and audit.epsilon_lower > audit.epsilon_accounted
+        if audit.epsilon_accounted is not None and proved(audit) > audit.epsilon_accounted
     ]
 
 

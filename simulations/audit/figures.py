@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from simulations.audit.outcome_figures import MOST_LINES, bounds, new_figure, roc_curves, utility
+from simulations.audit.outcomes import proved
 from simulations.audit.strength import posterior, shown_epsilon
 from simulations.drawing import (
     FAINT,
@@ -39,8 +40,9 @@ CAPTIONS: Mapping[str, str] = {
     "accounts": "What a person with accounts at several platforms is charged at most.",
     "utility": "Who is served how well: NDCG@10 alone and as served, with one standard error of "
     "the gain.",
-    "roc": "How well attacks told who was in the data, beside the most that is allowed for a user. "
-    "Both axes are logarithmic: the lower left corner is where single people are found.",
+    "roc": "How well attacks told which users were in the data, beside the most that is allowed. "
+    "Both axes are logarithmic: the lower left corner is where single people are found. Lines end "
+    "where fewer than five false alarms were counted, and are uncertain near there.",
     "bounds": "The least epsilon that each attack proved, beside what was accounted for. A bar "
     "beyond its mark would prove the accounting wrong.",
 }
@@ -221,7 +223,7 @@ def _odds(statement: AuditStatement) -> Figure | None:
     ]
     attack = statement.lower_bound.attack
     lower = (
-        max((a.epsilon_lower for a in attack.audits if a.unit == "user"), default=0.0)
+        max((proved(a) for a in attack.audits if a.unit == "user"), default=0.0)
         if (attack)
         else 0.0
     )

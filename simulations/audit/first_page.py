@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from simulations.audit.conclusion import NAMES_SHOWN, contradicting, named
-from simulations.audit.outcomes import ADVERSARIES
+from simulations.audit.outcomes import ADVERSARIES, proved
 from simulations.audit.statement import Answer
 from simulations.audit.strength import (
     WEAK,
@@ -20,6 +20,7 @@ from simulations.audit.strength import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from simulations.attacks.membership.result import Audit
     from simulations.audit.findings import Composition, Verification
     from simulations.audit.parts import PlatformPart
     from simulations.audit.statement import LowerBoundPoint
@@ -175,13 +176,14 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
     text = []
     if lower_bound.is_of_these_runs is False:
         text.append(lower_bound.text[0])
-    best = max(attack.audits, key=lambda audit: audit.epsilon_lower)
+    best = max(attack.audits, key=proved)
     text.append(
         f"{len(attack.audits)} kinds of attacks were tried. The best was by "
         f"{ADVERSARIES[best.adversary]}, with one "
         f"{best.unit} in question: {best.num_correct} of {best.num_guesses} guesses were right. "
-        f"That proves that epsilon is at least {best.epsilon_lower:.2f} ({best.confidence:.0%} "
-        f"confidence), where {shown_epsilon(best.epsilon_accounted)} was accounted for."
+        f"That proves that epsilon is at least {best.epsilon_lower:.2f}{_gaussian(best)} "
+        f"({best.confidence:.0%} confidence), where {shown_epsilon(best.epsilon_accounted)} was "
+        "accounted for."
     )
     above = contradicting(lower_bound)
     text.append(
@@ -190,6 +192,11 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
         else "No attack got more than was accounted for. A better attack might get more."
     )
     return tuple(text)
+
+
+def _gaussian(audit: Audit) -> str:
+    lower = audit.epsilon_lower_gaussian
+    return "" if lower is None else f", or {lower:.2f} if the noise is Gaussian"
 
 
 def _uncovered(

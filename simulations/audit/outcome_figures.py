@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from simulations.audit.outcomes import proved
 from simulations.audit.strength import true_positive_bound
 from simulations.drawing import (
     INK,
@@ -33,6 +34,7 @@ MOST_LINES = 12
 
 _GROUPS = ("platform size", "item popularity", "user activity", "platform")
 _FLOOR = 1e-3
+_FEWEST_OUT = 5  # false alarms; where fewer are counted a line is luck
 
 
 def new_figure(title: str, width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
@@ -98,12 +100,20 @@ def roc_curves(statement: AuditStatement) -> Figure | None:
         return None
     figure, axes = new_figure("What attacks found, by their false alarms", height=5.0)
     style_axes(axes, grid="both")
-    lines = [(f"{a.unit}, {a.adversary}", a.roc, "solid") for a in attack.audits]
-    lines += [(f"LiRA: {m.target}, {m.adversary}", m.roc, "dashed") for m in attack.memberships]
-    for index, (label, roc, style) in enumerate(lines[:MOST_LINES]):
+    lines = [
+        (f"{a.unit}, {a.adversary}", a.roc, "solid", a.num_canaries - a.num_in)
+        for a in attack.audits
+        if a.unit == "user"
+    ]
+    lines += [
+        (f"LiRA: {m.target}, {m.adversary}", m.roc, "dashed", m.num_runs * m.num_records // 2)
+        for m in attack.memberships
+    ]
+    for index, (label, roc, style, num_out) in enumerate(lines[:MOST_LINES]):
         points = np.array(roc.curve).reshape(-1, 2)
+        points = points[points[:, 0] >= _FEWEST_OUT / max(1, num_out)]
         axes.plot(
-            np.maximum(points[:, 0], _FLOOR),
+            points[:, 0],
             np.maximum(points[:, 1], _FLOOR),
             color=LINE_COLOURS[index % len(LINE_COLOURS)],
             linestyle=style,
@@ -144,9 +154,22 @@ def bounds(statement: AuditStatement) -> Figure | None:
     )
     style_axes(axes, grid="x")
     places = range(len(audits))
-    axes.barh(places, [a.epsilon_lower for a in audits], 0.6, color=LINE_COLOURS[0], label="proved")
+    axes.barh(places, [proved(a) for a in audits], 0.6, color=LINE_COLOURS[0], label="proved")
+    largest = 1.15 * max(
+        *(proved(a) for a in audits),
+        *(a.epsilon_accounted or 0.0 for a in audits if a.unit == "user"),
+        1.0,
+    )
     for place, audit in enumerate(audits):
-        if audit.epsilon_accounted is not None:
+        if audit.epsilon_accounted is not None and audit.epsilon_accounted > largest:
+            axes.annotate(
+                f"accounted: {audit.epsilon_accounted:.0f} \N{RIGHTWARDS ARROW}",
+                (largest, place),
+                ha="right",
+                va="center",
+                color=LINE_COLOURS[1],
+            )
+        elif audit.epsilon_accounted is not None:
             axes.plot(
                 [audit.epsilon_accounted] * 2,
                 [place - 0.4, place + 0.4],
@@ -155,15 +178,15 @@ def bounds(statement: AuditStatement) -> Figure | None:
                 label="accounted" if place == 0 else None,
             )
         axes.annotate(
-            f"{audit.epsilon_lower:.2f}",
-            (audit.epsilon_lower, place),
+            f"{proved(audit):.2f}",
+            (proved(audit), place),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
         )
     axes.set_yticks(list(places), [f"{a.unit}, {a.adversary}" for a in audits])
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, largest)
     axes.set_xlabel(f"epsilon at delta {audits[0].delta:g}")
     outside_legend(figure, axes)
     return figure

@@ -29,6 +29,11 @@ _SAME = frozenset(
 """Options that an attacked run must share with the audited one."""
 
 
+def proved(audit: Audit) -> float:
+    """The larger of an attack's lower bounds: the one for Gaussian noise alone is tighter."""
+    return max(audit.epsilon_lower, audit.epsilon_lower_gaussian or 0.0)
+
+
 def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult]) -> LowerBoundPoint:
     """What was tried, and the least epsilon that it proves."""
     if attack is None:
@@ -70,12 +75,16 @@ def _is_same(attacked: Mapping[str, object], audited: Mapping[str, object]) -> b
 
 def _audit_sentence(audit: Audit) -> str:
     accounted = shown_epsilon(audit.epsilon_accounted)
+    gaussian = ""
+    if audit.epsilon_lower_gaussian is not None:
+        gaussian = f", and >= {audit.epsilon_lower_gaussian:.2f} of any Gaussian noise"
     return (
         f"{ADVERSARIES[audit.adversary].capitalize()}, one {audit.unit} in question: "
         f"{audit.num_correct} of {audit.num_guesses} guesses on {audit.num_canaries} canaries were "
         f"right, which proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
-        f"confidence (accounted: {accounted} at delta {audit.delta:g}; {audit.accounted_as}). "
-        f"Area under the ROC curve: {audit.roc.auc:.3f}; .5 is guessing. {audit.detail}"
+        f"confidence{gaussian} (accounted: {accounted} at delta {audit.delta:g}; "
+        f"{audit.accounted_as}). Area under the ROC curve: {audit.roc.auc:.3f}; .5 is guessing. "
+        f"{audit.detail.rstrip('.')}."
     )
 
 

@@ -164,7 +164,8 @@ def _lower_bound(statement: AuditStatement) -> Sequence[Table]:
             caption=f"Attacks ({attack.mode}; {attack.command}).",
             header=(
                 *("in question", "attacker sees", "canaries", "guesses", "right"),
-                *("epsilon proved", "confidence", "estimate", "accounted", "AUC"),
+                *("epsilon proved", "of any Gaussian", "confidence", "estimate"),
+                *("accounted", "AUC"),
             ),
             rows=tuple(
                 (
@@ -174,6 +175,7 @@ def _lower_bound(statement: AuditStatement) -> Sequence[Table]:
                     f"{a.num_guesses:,}",
                     f"{a.num_correct:,}",
                     f"{a.epsilon_lower:.2f}",
+                    DASH if a.epsilon_lower_gaussian is None else f"{a.epsilon_lower_gaussian:.2f}",
                     f"{a.confidence:.0%}",
                     _number(a.epsilon_estimate),
                     shown_epsilon(a.epsilon_accounted),

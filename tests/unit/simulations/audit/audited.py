@@ -169,6 +169,7 @@ def verification(
 def attack_result(
     lower: float = 1.25,
     accounted: float | None = 2.82,
+    gaussian: float | None = 1.43,
     **changes: Any,  # noqa: ANN401  (any field of any type)
 ) -> AttackResult:
     roc = Roc(
@@ -192,6 +193,7 @@ def attack_result(
                 num_guesses=333,
                 num_correct=222,
                 epsilon_lower=lower,
+                epsilon_lower_gaussian=gaussian,
                 confidence=0.95,
                 epsilon_estimate=1.75,
                 epsilon_accounted=accounted,

@@ -160,7 +160,7 @@ def test_numbers_in_both_documents_are_those_of_the_statement(
         *(odds_text(part.epsilon_for_life), strength(part.epsilon_for_life)),
         *("400", "0.25", "0.75", "item-counts", "rounds"),  # population, clip, own noise
         *("2.812", "2.811", "3.113", "4.22"),  # prices, and what two accounts cost
-        *("1.25", "95%", "1,021", "222", "333", "1.23%", "0.731"),  # the attack
+        *("1.25", "1.43", "95%", "1,021", "222", "333", "1.23%", "0.731"),  # the attack
         *("+0.2500", "0.3750", "0.6250"),  # utility
         *("crossrec audit report", "platform.toml, at first use", "2026-01-02"),
     ]

@@ -225,6 +225,7 @@ def test_without_noise_there_is_no_guarantee_and_the_verdict_is_red(tmp_path: Pa
     [
         (verification("chain", "head"), attack_result(), "red", "2 checks of 3 failed"),
         (verification(), attack_result(lower=2.9), "red", "proved epsilon >= 2.90"),
+        (verification(), attack_result(gaussian=2.95), "red", "proved epsilon >= 2.95"),
         (verification(), None, "amber", "nobody tried to attack it"),
         (verification(unknown=["copies"]), attack_result(), "amber", "copies 1"),
     ],
