@@ -149,7 +149,7 @@ class SimulationRun:
             console: shows progress.
             warm_from: folder of a run on the same data, whose local models need not be fitted
                 again.
-            in_comparison: write the values of each test user, too, and neither figures nor report.
+            in_comparison: write neither figures nor report.
             pooled: measure what all raw data in one place would give, too.
 
         Raises:
@@ -164,7 +164,8 @@ class SimulationRun:
 
             require_ray()
         plan_budget(self.options)
-        marketplace = _with_newcomer(load_marketplace(self.options), self.options)
+        whole = load_marketplace(self.options)
+        marketplace = _with_newcomer(whole, self.options)
         _require_common_items(marketplace, self.options)
         if self.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
@@ -191,8 +192,8 @@ class SimulationRun:
         except RunFailed as error:
             failure = error
         measured = self._measure(federation, pooled=pooled and complete)
-        if in_comparison and complete:
-            self._write_per_user(federation, measured)
+        if complete:
+            self._write_per_user(whole, federation, measured)
         result = self._result(marketplace, federation, measured, began, complete=complete)
         write_result(self.folder / RESULT_FILE, result)
         if not in_comparison:
@@ -217,10 +218,12 @@ class SimulationRun:
         }
 
     def _write_per_user(
-        self, federation: SimulatedFederation, measured: dict[str, Measured]
+        self,
+        whole: Marketplace,
+        federation: SimulatedFederation,
+        measured: dict[str, Measured],
     ) -> None:
         """Number users by their place on the whole platform, whoever of them was drawn."""
-        whole = load_marketplace(self.options)
         tables = [
             per_user_table(
                 platform, measured[platform.name].rankings, _user_ids(whole.platform(platform.name))

@@ -85,12 +85,12 @@ def test_no_held_out_pair_is_on_any_platforms_disk_after_a_whole_run(
     for name, num_users in SIZES.items():
         assert len(held_out[name]) == num_users
         everything = pairs(purchases(name, num_users))
-        # The only tables of a run are the platforms' training files ...
+        # The only tables with users of a run are the platforms' training files ...
         train = pairs(pd.read_parquet(tmp_path / "run/platforms" / name / "train.parquet"))
         assert train == everything - held_out[name]
     tables = {path for path in files(tmp_path / "run") if path.endswith((".parquet", ".csv"))}
     expected = {f"platforms/{name}/train.parquet" for name in SIZES}
-    assert tables == {"catalogue.csv", *expected}
+    assert tables == {"catalogue.csv", "per_user.parquet", *expected}
     # ... and but for the index of their private vectors, no other file names a user at all.
     for path in files(tmp_path / "run") - expected:
         if path.split("/")[2:4] == ["state", "private"]:
@@ -115,7 +115,8 @@ def write_held_out(folder: Path, shift: int) -> None:
 def simulated(data: Path, folder: Path) -> set[str]:
     """Sums and rounds; the names of what platforms and server must have written."""
     run_all(options(data), folder)
-    return {"checkpoint.safetensors", "item-counts.safetensors", "item-pairs.safetensors"}
+    sums = {"item-counts.safetensors", "item-pairs.safetensors"}
+    return {"checkpoint.safetensors", "per_user.parquet", *sums}
 
 
 def compared(data: Path, folder: Path) -> set[str]:

@@ -1,0 +1,132 @@
+"""What attackers got, and who is served how well: points of a report. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulations.audit.statement import NOT_KNOWN, LowerBoundPoint, UtilityPoint
+from simulations.audit.strength import shown_epsilon
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from simulations.attacks.membership.result import AttackResult, Audit
+    from simulations.audit.parts import GroupUtility
+    from simulations.result import RunResult
+
+ADVERSARIES: Mapping[str, str] = {
+    "releases": "somebody who sees every release (white box)",
+    "model": "somebody who has the finished model (black box)",
+    "recommendations": "somebody who sees what other users are recommended (black box)",
+}
+
+_SAME = frozenset(
+    {
+        *("epsilon", "delta", "trust", "plan", "privacy_unit", "max_dropped", "max_colluding"),
+        *("rounds", "sampling_rate", "local_steps", "clipping_norm"),
+    }
+)
+"""Options that an attacked run must share with the audited one."""
+
+
+def proved(audit: Audit) -> float:
+    """The larger of an attack's lower bounds: the one for Gaussian noise alone is tighter."""
+    return max(audit.epsilon_lower, audit.epsilon_lower_gaussian or 0.0)
+
+
+def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult]) -> LowerBoundPoint:
+    """What was tried, and the least epsilon that it proves."""
+    if attack is None:
+        text: tuple[str, ...] = (
+            (
+                f"{NOT_KNOWN}what an attacker gets in practice. Nothing was tried. crossrec audit "
+                "attack attacks a simulation with the same settings; run it with the same --out "
+                "and make this report again."
+            ),
+        )
+        return LowerBoundPoint(text=text, attack=None, is_of_these_runs=None)
+    same = None
+    if results:
+        same = any(_is_same(attack.configuration, result.configuration) for result in results)
+    whose = {
+        True: "The attacked configuration is that of a run in this report.",
+        False: "The attacked configuration is NOT that of any run in this report: what follows is "
+        "about another one.",
+        None: f"{NOT_KNOWN}whether the attacked configuration is what these platforms ran; compare "
+        "the settings below with the tables above.",
+    }[same]
+    text = (whose, *(_audit_sentence(audit) for audit in attack.audits), *_memberships(attack))
+    return LowerBoundPoint(
+        text=(
+            *text,
+            (
+                "A lower bound is what these attacks proved and no more: a better attack may prove "
+                "more. It can show that the accounting is wrong, never that it is right."
+            ),
+        ),
+        attack=attack,
+        is_of_these_runs=same,
+    )
+
+
+def _is_same(attacked: Mapping[str, object], audited: Mapping[str, object]) -> bool:
+    return all(attacked.get(name) == audited.get(name) for name in _SAME if name in audited)
+
+
+def _audit_sentence(audit: Audit) -> str:
+    accounted = shown_epsilon(audit.epsilon_accounted)
+    gaussian = ""
+    if audit.epsilon_lower_gaussian is not None:
+        gaussian = f", and >= {audit.epsilon_lower_gaussian:.2f} of any Gaussian noise"
+    return (
+        f"{ADVERSARIES[audit.adversary].capitalize()}, one {audit.unit} in question: "
+        f"{audit.num_correct} of {audit.num_guesses} guesses on {audit.num_canaries} canaries were "
+        f"right, which proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
+        f"confidence{gaussian} (accounted: {accounted} at delta {audit.delta:g}; "
+        f"{audit.accounted_as}). Area under the ROC curve: {audit.roc.auc:.3f}; .5 is guessing. "
+        f"{audit.detail.rstrip('.')}."
+    )
+
+
+def _memberships(attack: AttackResult) -> list[str]:
+    return [
+        f"Likelihood-ratio membership inference (LiRA) on {found.num_records} {found.target} over "
+        f"{found.num_runs} runs, by {ADVERSARIES[found.adversary]}: area {found.roc.auc:.3f}"
+        + (
+            f", {found.roc.tpr_at_fpr['0.001']:.2%} found at a false-alarm rate of 0.1 %."
+            if "0.001" in found.roc.tpr_at_fpr
+            else "."
+        )
+        for found in attack.memberships
+    ]
+
+
+def utility_point(groups: Sequence[GroupUtility], *, has_runs: bool) -> UtilityPoint:
+    """Who is served how well."""
+    if not has_runs:
+        text = (
+            (
+                f"{NOT_KNOWN}how well anybody is served. Ledgers hold no quality, and platforms "
+                "release none; a simulated run (--runs) has it."
+            ),
+        )
+        return UtilityPoint(text=text, groups=())
+    sentences = [
+        (
+            "NDCG@10 on held-out items: 1 if the item that a user took next stands first among "
+            "ten, 0 if it is not there. Local: what platforms can do alone; served: what they show "
+            "after joining. These numbers are computed without noise: they are for those who may "
+            "see the data."
+        )
+    ]
+    if any(group.by == "user activity" for group in groups):
+        sentences.append(
+            "Noise hides what few people did first: compare rare items with popular ones, users "
+            "with few purchases with active ones, and small platforms with large ones."
+        )
+    else:
+        sentences.append(
+            f"{NOT_KNOWN}groups of items and users. The run kept no values by user "
+            "(per_user.parquet); make it again with this version."
+        )
+    return UtilityPoint(text=tuple(sentences), groups=tuple(groups))
