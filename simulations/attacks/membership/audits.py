@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.data.marketplace import Marketplace
-    from common.privacy.plan import BudgetPlan
     from simulations.attacks.membership.canaries import Canaries
     from simulations.attacks.membership.claims import Claim
     from simulations.attacks.membership.observed_run import ObservedRun
@@ -52,26 +51,28 @@ CONFIDENCE = 0.95
 
 
 def visible_shift(
-    canaries: Canaries, budget: BudgetPlan, adversary: Adversary, num_platforms: int
+    canaries: Canaries, options: SimulationOptions, adversary: Adversary, num_platforms: int
 ) -> float:
     """How far a canary moves what an adversary sees, in units of the accounted noise.
 
     Args:
         canaries: how much of a sum each is.
-        budget: the noise that was planned.
+        options: what is spent on what, and who sees it.
         adversary: the model has no counts in it, and the noise of all platforms.
         num_platforms: that add noise.
     """
-    alone = adversary == "releases"
-    first, second = canaries.count_shifts
+    budget, alone = plan_budget(options), adversary == "releases"
+    shares = 1  # of platforms that have the noise together
+    if options.trust.startswith("secagg"):
+        shares = max(1, num_platforms - options.max_dropped - options.max_colluding)
+    spread = 1.0 if alone else math.sqrt(num_platforms / shares)
     squares = [0.0]
     for mechanism, moved in (
-        (budget.counts if alone else None, math.hypot(first, second)),
+        (budget.counts if alone else None, math.hypot(*canaries.count_shifts)),
         (budget.pairs, canaries.pair_shift),
         (budget.rounds, float(canaries.num_users)),
     ):
         if mechanism is not None:
-            spread = 1.0 if alone else math.sqrt(num_platforms)
             squares.append((shift_of([mechanism]) * moved / spread) ** 2)
     return math.sqrt(sum(squares))
 
@@ -167,7 +168,6 @@ def audit_users(
     if num_canaries < FEWEST_CANARIES:
         msg = f"canaries: found {num_canaries}, expected at least {FEWEST_CANARIES}."
         raise ConfigError(msg)
-    budget = plan_budget(options)
     marketplace = with_test_set_aside(marketplace, options.seed)
     name = platform or most_items_in_common(marketplace)[0]
     canaries = choose_canaries(
@@ -178,7 +178,7 @@ def audit_users(
         max_items=MAX_PAIRED,
         rng=derived_generator(seed, "canaries", name),
     )
-    shift = visible_shift(canaries, budget, "releases", len(marketplace.platforms))
+    shift = visible_shift(canaries, options, "releases", len(marketplace.platforms))
     num_guesses = best_guesses(num_canaries, shift, delta=options.delta, confidence=confidence)
     run = observe(marketplace, [canaries], options, folder, seed=seed)
     scores = score_releases(canaries, run, seed=seed)

@@ -54,7 +54,7 @@ QUICK = Effort(
 )
 THOROUGH = Effort(
     mode="thorough",
-    users=10_000,
+    users=20_000,
     interactions=5000,
     platforms=40,
     runs=32,

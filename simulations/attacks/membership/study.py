@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.privacy.plan import PLANS
 from common.rng import derive_seed, derived_generator
 from simulations.attacks.membership.audits import (
     CONFIDENCE,
@@ -42,7 +43,6 @@ from simulations.attacks.membership.result import AttackResult, Audit, Membershi
 from simulations.attacks.membership.roc import roc_of
 from simulations.attacks.membership.scores import score_handed_pairs
 from simulations.attacks.membership.shadows import draw_records, score_records, without_users
-from simulations.federation import plan_budget
 from simulations.simulate import plain_values
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class Study:
         self._marketplace = with_test_set_aside(marketplace, options.seed)
         self._options, self._folder, self._effort = options, folder, effort
         self._seed, self._confidence, self._step = seed, confidence, step
-        self._budget = plan_budget(options)
         self._names = most_items_in_common(self._marketplace)
-        self._has_pairs, self._has_rounds = self._budget.pairs is not None, options.num_rounds > 0
+        self._has_pairs = PLANS[options.plan].pairs > 0
+        self._has_rounds = options.num_rounds > 0
         self._num_begun = 0
 
     @property
@@ -310,7 +310,7 @@ class Study:
             num_platforms=num_platforms,
             num_users=group.num_users,
         )
-        shift = visible_shift(group, self._budget, adversary, num_platforms)
+        shift = visible_shift(group, self._options, adversary, num_platforms)
         return audit(
             group,
             scores,
