@@ -143,11 +143,13 @@ def rounded_before(patch: pytest.MonkeyPatch) -> None:
 # --- The same again -----------------------------------------------------------------------------
 
 
-def keyed_by(key: Key) -> Plant:
+def keyed_by(key: Key, *, is_everywhere: bool = False) -> Plant:
     """Streams of a simulation that follow from less than run, platform and round."""
 
     def source(self: Platform, run_id: str, what: int | str) -> RandomSource:
         simulation = self._config.simulation
+        if simulation is None and not is_everywhere:
+            return SystemRandom()
         seed = simulation.seed if simulation else 0
         return SeededRandom(derive_seed(seed, "release", *key(self, run_id, what)))
 
@@ -157,7 +159,9 @@ def keyed_by(key: Key) -> Plant:
 one_stream_for_a_run = keyed_by(lambda platform, run_id, _: (run_id, platform.name))
 one_stream_for_all_runs = keyed_by(lambda platform, _, what: (platform.name, what))
 one_stream_for_all_platforms = keyed_by(lambda _, run_id, what: (run_id, what))
-seeded_everywhere = keyed_by(lambda platform, run_id, what: (run_id, platform.name, what))
+seeded_everywhere = keyed_by(
+    lambda platform, run_id, what: (run_id, platform.name, what), is_everywhere=True
+)
 
 
 def differences(patch: pytest.MonkeyPatch) -> None:
