@@ -252,8 +252,8 @@ def report(
     """
     from rich.console import Console
 
-    from simulations.audit.making import make_report
-    from simulations.audit.report import HTML_FILE
+    from simulations.audit.report.making import make_report
+    from simulations.audit.report.rendering import HTML_FILE
 
     console = Console()
     with console.status("reading") as status:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from simulations.audit.making import make_report
-from simulations.audit.statement import POINTS
+from simulations.audit.report.making import make_report
+from simulations.audit.report.statement import POINTS
 from simulations.documents import write_document
 from simulations.options import SimulationOptions
 from simulations.simulate import SimulationRun
@@ -23,7 +23,7 @@ from tests.unit.simulations.audit.audited import attack_result
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.statement import AuditStatement
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

@@ -16,9 +16,9 @@ from common.models.ncf import NcfConfig
 from common.privacy.account import Spend
 from common.privacy.ledger import LEDGER_FILE, Ledger
 from simulations.attacks.membership.result import AttackResult, Audit, Membership, Roc
-from simulations.audit.compose import state_audit
 from simulations.audit.evidence import gather
 from simulations.audit.findings import Composition, Finding, Prices, Verification
+from simulations.audit.report.compose import state_audit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from common.messages import ReleaseRequest
     from common.models.partition import SumQuantity
     from simulations.audit.evidence import Evidence
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.statement import AuditStatement
 
 DIGEST = "ab" * 32
 NOW = "2026-03-01T12:00:00+00:00"

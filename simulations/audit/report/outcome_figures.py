@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from simulations.audit.outcomes import proved
-from simulations.audit.strength import true_positive_bound
+from simulations.audit.report.outcomes import proved
+from simulations.audit.report.strength import true_positive_bound
 from simulations.drawing import (
     INK,
     LINE_COLOURS,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from simulations.audit.parts import GroupUtility
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.parts import GroupUtility
+    from simulations.audit.report.statement import AuditStatement
 
 MOST_LINES = 12
 """More platforms or attacks than this do not fit a figure."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from simulations.audit.statement import (
+from simulations.audit.report.statement import (
     NOT_KNOWN,
     CannotKnowPoint,
     PostProcessingPoint,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from simulations.audit.evidence import Evidence
-    from simulations.audit.points import Audited
+    from simulations.audit.report.points import Audited
     from simulations.result import RunResult
 
 _TRUST: Mapping[str, str] = {

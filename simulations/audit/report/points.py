@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from common.privacy.accounting import _ORDERS
 from common.privacy.mechanisms import NEIGHBOURING
-from simulations.audit.platforms import run_parts, uses_of
-from simulations.audit.statement import (
+from simulations.audit.report.platforms import run_parts, uses_of
+from simulations.audit.report.statement import (
     NOT_KNOWN,
     AccountingPoint,
     CompositionPoint,
@@ -25,15 +25,15 @@ from simulations.audit.statement import (
     ReleasedPoint,
     SamplingPoint,
 )
-from simulations.audit.strength import delta_text, odds_text, shown_epsilon, strength
+from simulations.audit.report.strength import delta_text, odds_text, shown_epsilon, strength
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from simulations.audit.evidence import LedgerEvidence, ServerEvidence
     from simulations.audit.findings import Verification
-    from simulations.audit.parts import PlatformPart, Use
-    from simulations.audit.platforms import Believed
+    from simulations.audit.report.parts import PlatformPart, Use
+    from simulations.audit.report.platforms import Believed
 
 SUMS = ("item-counts", "item-pairs")
 NO_REQUEST = (

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from common.errors import ConfigError, StateError
 from simulations.audit.commands import app
 from simulations.audit.evidence import gather
-from simulations.audit.making import is_about, make_report
-from simulations.audit.statement import SCHEMA_VERSION, AuditStatement
+from simulations.audit.report.making import is_about, make_report
+from simulations.audit.report.statement import SCHEMA_VERSION, AuditStatement
 from simulations.audit.verify import verify
 from simulations.documents import read_document, write_document
 from tests.unit.simulations.audit.audited import NOW, attack_result, verification, write_platform

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simulations.audit.strength import percent_text, shown_epsilon
+from simulations.audit.report.strength import percent_text, shown_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.statement import AuditStatement
 
 DASH = "\N{EN DASH}"
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from simulations.audit.outcomes import proved
-from simulations.audit.statement import Conclusion
-from simulations.audit.strength import WEAK, odds_text, shown_epsilon, strength
+from simulations.audit.report.outcomes import proved
+from simulations.audit.report.statement import Conclusion
+from simulations.audit.report.strength import WEAK, odds_text, shown_epsilon, strength
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from simulations.attacks.membership.result import Audit
     from simulations.audit.findings import Finding, Verification
-    from simulations.audit.parts import PlatformPart
-    from simulations.audit.statement import Light, LowerBoundPoint
+    from simulations.audit.report.parts import PlatformPart
+    from simulations.audit.report.statement import Light, LowerBoundPoint
 
 NAMES_SHOWN = 6
 """More names than this do not make a sentence."""

@@ -13,10 +13,15 @@ from matplotlib.image import imread
 
 from common.errors import StateError
 from simulations.audit.evidence import Evidence, gather
-from simulations.audit.figures import CAPTIONS, figures
-from simulations.audit.report import markdown_text, render_html, render_markdown, write_report
-from simulations.audit.statement import POINTS, SCHEMA_VERSION, AuditStatement
-from simulations.audit.strength import (
+from simulations.audit.report.figures import CAPTIONS, figures
+from simulations.audit.report.rendering import (
+    markdown_text,
+    render_html,
+    render_markdown,
+    write_report,
+)
+from simulations.audit.report.statement import POINTS, SCHEMA_VERSION, AuditStatement
+from simulations.audit.report.strength import (
     advantage,
     odds_text,
     percent_text,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from simulations.audit.conclusion import NAMES_SHOWN, contradicting, named
-from simulations.audit.outcomes import ADVERSARIES, proved
-from simulations.audit.statement import Answer
-from simulations.audit.strength import (
+from simulations.audit.report.conclusion import NAMES_SHOWN, contradicting, named
+from simulations.audit.report.outcomes import ADVERSARIES, proved
+from simulations.audit.report.statement import Answer
+from simulations.audit.report.strength import (
     WEAK,
     delta_text,
     odds_text,
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from simulations.attacks.membership.result import Audit
     from simulations.audit.findings import Composition, Verification
-    from simulations.audit.parts import PlatformPart
-    from simulations.audit.statement import LowerBoundPoint
+    from simulations.audit.report.parts import PlatformPart
+    from simulations.audit.report.statement import LowerBoundPoint
 
 
 def first_page(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.storage import FOR_ALL, write_durably
-from simulations.audit import sections
-from simulations.audit.figures import CAPTIONS, alternative, figures
-from simulations.audit.statement import REPORT_FILE
+from simulations.audit.report import sections
+from simulations.audit.report.figures import CAPTIONS, alternative, figures
+from simulations.audit.report.statement import REPORT_FILE
 from simulations.documents import write_document
 from simulations.drawing import save_as_png
 from simulations.report import inlined, template_environment
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from simulations.audit.point_tables import Table
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.point_tables import Table
+    from simulations.audit.report.statement import AuditStatement
 
 HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simulations.audit import limits, outcomes, points
-from simulations.audit.conclusion import conclude
-from simulations.audit.first_page import first_page
-from simulations.audit.platforms import believe, platform_part
-from simulations.audit.points import Audited
-from simulations.audit.statement import AuditStatement
-from simulations.audit.utility import groups_of
+from simulations.audit.report import limits, outcomes, points
+from simulations.audit.report.conclusion import conclude
+from simulations.audit.report.first_page import first_page
+from simulations.audit.report.platforms import believe, platform_part
+from simulations.audit.report.points import Audited
+from simulations.audit.report.statement import AuditStatement
+from simulations.audit.report.utility import groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simulations.audit.parts import GroupUtility
+from simulations.audit.report.parts import GroupUtility
 from simulations.compare.collect import ACTIVITY_GROUPS, ALONE, POPULARITY_GROUPS, SERVED
 from simulations.result import PRIMARY_METRIC
 from simulations.verdict import gain_of

@@ -13,10 +13,10 @@ from common.errors import StateError
 from common.privacy.ledger import utc_now
 from simulations.attacks.membership.result import ATTACK_FILE, AttackResult
 from simulations.attacks.membership.result import SCHEMA_VERSION as ATTACK_VERSION
-from simulations.audit.compose import state_audit
 from simulations.audit.evidence import gather
 from simulations.audit.findings import SCHEMA_VERSION, VERIFY_FILE, Verification
-from simulations.audit.report import write_report
+from simulations.audit.report.compose import state_audit
+from simulations.audit.report.rendering import write_report
 from simulations.audit.verify import verify
 from simulations.documents import read_document
 from simulations.per_user import read_per_user
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from simulations.audit.evidence import Evidence
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.statement import AuditStatement
 
 _LIBRARIES = ("crossrec", "numpy", "opacus", "scipy", "torch")
 

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from simulations.audit.outcome_figures import MOST_LINES, bounds, new_figure, roc_curves, utility
-from simulations.audit.outcomes import proved
-from simulations.audit.strength import posterior, shown_epsilon
+from simulations.audit.report.outcome_figures import (
+    MOST_LINES,
+    bounds,
+    new_figure,
+    roc_curves,
+    utility,
+)
+from simulations.audit.report.outcomes import proved
+from simulations.audit.report.strength import posterior, shown_epsilon
 from simulations.drawing import (
     FAINT,
     INK,
@@ -27,8 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from simulations.audit.parts import PlatformPart
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.parts import PlatformPart
+    from simulations.audit.report.statement import AuditStatement
 
 CAPTIONS: Mapping[str, str] = {
     "spending": "Epsilon spent after each charge, and what was granted. A line that passes its "

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from simulations.audit.point_tables import DASH, TABLES, Table
-from simulations.audit.statement import POINTS
-from simulations.audit.strength import odds_text, percent_text, shown_epsilon, strength
+from simulations.audit.report.point_tables import DASH, TABLES, Table
+from simulations.audit.report.statement import POINTS
+from simulations.audit.report.strength import odds_text, percent_text, shown_epsilon, strength
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from simulations.audit.statement import AuditStatement
+    from simulations.audit.report.statement import AuditStatement
 
 GLOSSARY: Mapping[str, str] = {
     "Epsilon": "How far anybody's odds that one user is in the data can change, whatever is seen: "

@@ -12,8 +12,8 @@ from common.errors import StateError
 from common.messages import is_round
 from common.privacy.account import Account, account_of, check_chain
 from common.privacy.accounting import epsilon_spent
-from simulations.audit.parts import GrantLine, PlatformPart, RunPart, Step, Use
-from simulations.audit.strength import advantage, posterior
+from simulations.audit.report.parts import GrantLine, PlatformPart, RunPart, Step, Use
+from simulations.audit.report.strength import advantage, posterior
 from simulations.result import finite_or_none
 
 if TYPE_CHECKING:

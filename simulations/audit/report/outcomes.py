@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simulations.audit.statement import NOT_KNOWN, LowerBoundPoint, UtilityPoint
-from simulations.audit.strength import shown_epsilon
+from simulations.audit.report.statement import NOT_KNOWN, LowerBoundPoint, UtilityPoint
+from simulations.audit.report.strength import shown_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from simulations.attacks.membership.result import AttackResult, Audit
-    from simulations.audit.parts import GroupUtility
+    from simulations.audit.report.parts import GroupUtility
     from simulations.result import RunResult
 
 ADVERSARIES: Mapping[str, str] = {

@@ -17,10 +17,10 @@ from common.privacy.accounting import epsilon_spent
 from common.privacy.ledger import Ledger
 from common.privacy.mechanisms import SampledGaussian
 from simulations.audit.evidence import Evidence, ServerEvidence, gather
-from simulations.audit.platforms import MOST_SAMPLED_STEPS, believe
-from simulations.audit.schema import report_schema, schema_text
-from simulations.audit.statement import NOT_KNOWN, POINTS, SCHEMA_VERSION, AuditStatement
-from simulations.audit.strength import posterior
+from simulations.audit.report.platforms import MOST_SAMPLED_STEPS, believe
+from simulations.audit.report.schema import report_schema, schema_text
+from simulations.audit.report.statement import NOT_KNOWN, POINTS, SCHEMA_VERSION, AuditStatement
+from simulations.audit.report.strength import posterior
 from simulations.documents import read_document, write_document
 from tests.unit.simulations.audit.audited import (
     Clock,
@@ -105,7 +105,7 @@ def test_the_schema_on_disk_is_current_describes_every_field_and_takes_a_report(
 ) -> None:
     path = DOCS / "report.schema.json"
     assert path.read_text(encoding="utf-8") == schema_text(), (
-        "write it again: python -m simulations.audit.schema > simulations/audit/docs/"
+        "write it again: python -m simulations.audit.report.schema > simulations/audit/docs/"
         "report.schema.json"
     )
     schema = report_schema()

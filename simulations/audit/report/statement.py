@@ -13,7 +13,7 @@ from typing import Literal
 
 from simulations.attacks.membership.result import AttackResult  # noqa: TC001  (as above)
 from simulations.audit.findings import Composition, Prices, Verification  # noqa: TC001
-from simulations.audit.parts import GroupUtility, PlatformPart, RunPart, Use  # noqa: TC001
+from simulations.audit.report.parts import GroupUtility, PlatformPart, RunPart, Use  # noqa: TC001
 from simulations.result import Checked
 
 SCHEMA_VERSION = 1

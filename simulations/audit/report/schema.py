@@ -1,6 +1,6 @@
 """The JSON schema of ``report.json``, made from the statement's own types and docstrings.
 
-``python -m simulations.audit.schema > simulations/audit/docs/report.schema.json`` writes the file
+``python -m simulations.audit.report.schema > simulations/audit/docs/report.schema.json`` writes it
 that is kept beside the documentation.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from simulations.audit.statement import AuditStatement
+from simulations.audit.report.statement import AuditStatement
 
 
 def report_schema() -> dict[str, Any]:
