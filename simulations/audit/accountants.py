@@ -27,7 +27,10 @@ from common.privacy.mechanisms import SampledGaussian
 from simulations.audit.findings import Composition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Accountant = Callable[[Iterable[SampledGaussian], float], "Priced"]
+    """Mechanisms and delta in, a price out."""
 
 INSTALL = "pip install -c constraints.txt -e '.[audit]'"
 """What brings dp-accounting."""
@@ -41,6 +44,7 @@ _CELLS_OF_A_STEP, _CELLS_IN_ALL = 1e5, 4e5
 _LARGEST_INTERVAL = 1e-3
 _MANY_NOISE = 100.0  # beyond, Opacus sums ever longer series for each fractional order
 _PRV_CELLS = 1 << 21
+_MOST_STEPS = 10**7
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +232,8 @@ def _refused(groups: Groups) -> Priced | None:
         return Priced(epsilon=None, reason="without noise there is no guarantee")
     if any(noise < _TOO_LITTLE_NOISE for noise, *_ in groups):
         return Priced(epsilon=None, reason="with so little noise losses overflow")
+    if sum(count for *_, count in groups) > _MOST_STEPS:
+        return Priced(epsilon=None, reason="no run has so many steps")
     if groups and _opacus_rdp(groups, 1e-9) > 4 * _TOO_LARGE_EPSILON:
         return Priced(epsilon=None, reason="with so little noise losses overflow")
     return None

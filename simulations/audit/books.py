@@ -11,14 +11,13 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.privacy.mechanisms import SampledGaussian
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from common.privacy.account import Entry
 
@@ -247,12 +246,7 @@ def read_mechanism(value: object) -> SampledGaussian:
     """
     if not isinstance(value, dict):
         raise TypeError("a mechanism is no object")
-    return _mechanism(tuple(sorted(value.items())))
-
-
-@lru_cache(maxsize=1024)
-def _mechanism(items: Sequence[tuple[str, Any]]) -> SampledGaussian:
-    fields = dict(items)
+    fields = dict(value)
     _require(fields, {"type", "noise_multiplier", "sampling_rate", "steps", "unit"})
     if fields.pop("type") != "sampled-gaussian":
         raise ValueError("a mechanism of unknown type")

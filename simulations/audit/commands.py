@@ -103,10 +103,12 @@ def verify(
         write_document(out / VERIFY_FILE, found)
     console = Console()
     console.print(findings_table(found.findings))
-    for table in (prices_table(found), compositions_table(found)):
-        if table.row_count:
-            console.print()
-            console.print(table)
+    if found.prices:
+        console.print()
+        console.print(prices_table(found))
+    if len(found.compositions) > 1:
+        console.print()
+        console.print(compositions_table(found))
     console.print()
     console.print(summary(found), highlight=False)
     if out is not None:

@@ -98,9 +98,10 @@ def gather(ledgers: Sequence[Path], runs: Sequence[Path]) -> Evidence:
             ``federation.toml``, or a folder with a journal.
 
     Raises:
-        ConfigError: if one of them is none of these, or there is nothing to audit.
+        ConfigError: if one of them is none of these, there is nothing to audit, or two simulations
+            have platforms of the same names.
     """
-    found = _Found({}, {}, {}, {})
+    found = _Found({}, {}, {}, {}, {})
     for place in ledgers:
         _gather_ledger(place, found)
     for place in runs:
@@ -127,6 +128,8 @@ class _Found:
     servers: dict[Path, ServerEvidence]
     results: dict[Path, RunResult]
     problems: dict[Path, str]
+    simulations: dict[Path, tuple[set[str], set[str]]]
+    """Platforms and runs in the folder of each simulation."""
 
 
 def _gather_ledger(place: Path, found: _Found) -> None:
@@ -189,6 +192,15 @@ def _gather_simulated(folder: Path, found: _Found) -> None:
             "federation.toml, or a folder with a journal.jsonl."
         )
         raise ConfigError(msg)
+    names, run_ids = {home.parent.name for home in homes}, {one.parent.name for one in journals}
+    for other, (their_names, their_runs) in found.simulations.items():
+        if names & their_names and run_ids.isdisjoint(their_runs):
+            msg = (
+                f"{other} and {folder} are two simulations with platforms of the same names, whose "
+                "ledgers have nothing to do with each other: audit each by itself."
+            )
+            raise ConfigError(msg)
+    found.simulations[folder.resolve()] = names, run_ids
     for home in homes:
         path = home.parent / "state" / LEDGER_FILE
         config, problems = None, []
@@ -254,7 +266,7 @@ def _read_journal(path: Path) -> tuple[tuple[Mapping[str, Any], ...], tuple[str,
 def _read_ledger(
     path: Path, config: PlatformConfig | None, *, name: str = "", problems: Iterable[str] = ()
 ) -> LedgerEvidence:
-    rows, wrong = _read_rows(path)
+    rows, wrong = _read_rows(path) if path.exists() else ([], [])
     head, unclear = _read_head(_head_of(path))
     releases: dict[str, str] = {}
     for release in sorted((path.parent / "releases").glob("*.safetensors")):
@@ -262,6 +274,8 @@ def _read_ledger(
             releases[release.name] = hashlib.sha256(release.read_bytes()).hexdigest()
         except OSError as error:
             wrong.append(f"{release}: cannot be read ({error.strerror}).")
+    if not path.exists() and (releases or _head_of(path).exists()):
+        wrong.append(f"{path}: is missing, and what lies beside it shows that it was there.")
     entries = tuple(rows)
     return LedgerEvidence(
         platform=config.platform.name if config else name or _platform_of(entries, path),
@@ -299,8 +313,6 @@ def _read_head(path: Path) -> tuple[tuple[int, str] | None, tuple[str, ...]]:
 
 def _read_rows(path: Path) -> tuple[list[Entry], list[str]]:
     """Every row of the ledger's table that is one, oldest first, and what is wrong with others."""
-    if not path.exists():
-        return [], [f"{path}: there is no ledger; it was deleted, or nothing was ever reserved."]
     try:
         if not _wal_of(path).exists():
             found = _select(path, "mode=ro&immutable=1")

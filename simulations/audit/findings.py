@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence  # noqa: TC003  (pydantic reads fi
 from dataclasses import dataclass
 from typing import Literal
 
+from common.logs import on_one_line
 from simulations.result import Checked
 
 SCHEMA_VERSION = 1
 VERIFY_FILE = "verify.json"
 _MOST_NAMED = 3
+_LONGEST_TEXT = 1000
 
 Verdict = Literal["ok", "failed", "unknown"]
 """``unknown``: what it takes to tell is not there."""
@@ -37,12 +39,20 @@ def finding(
     check: str, subject: str, wrong: Sequence[str], *, ok: str, unknown: str = ""
 ) -> Finding:
     """Failed if anything is ``wrong``, else unknown with a reason, else ok."""
+    verdict: Verdict = "failed" if wrong else "unknown" if unknown else "ok"
+    detail = unknown or ok
     if wrong:
         more = f"; and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
-        detail = f"{'; '.join(one.rstrip('.') for one in wrong[:_MOST_NAMED])}{more}."
-        return Finding(check=check, subject=subject, verdict="failed", detail=detail)
-    verdict: Verdict = "unknown" if unknown else "ok"
-    return Finding(check=check, subject=subject, verdict=verdict, detail=unknown or ok)
+        named = (_shown(one.rstrip(".")) for one in wrong[:_MOST_NAMED])
+        detail = f"{'; '.join(named)}{more}."
+    return Finding(check=check, subject=_shown(subject), verdict=verdict, detail=_shown(detail))
+
+
+def _shown(text: str) -> str:
+    """What others wrote, fit for a terminal and a file: on one line, of bounded length."""
+    valid = text.encode("utf-8", "backslashreplace").decode()
+    short = valid if len(valid) <= _LONGEST_TEXT else f"{valid[:_LONGEST_TEXT]}..."
+    return on_one_line(short)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,12 +86,11 @@ def prices_table(verification: Verification) -> Table:
 def compositions_table(verification: Verification) -> Table:
     """What a person with accounts at several platforms is charged."""
     table = Table(
-        title="A person with accounts at several platforms is charged at most",
+        title="With accounts at several platforms",
         title_justify="left",
         box=None,
         pad_edge=False,
         padding=(0, 2, 0, 0),
-        min_width=56,
     )
     for column in ("accounts", "epsilon"):
         table.add_column(column, justify="right")

@@ -1,7 +1,6 @@
 """Everything that an audit recomputes: evidence in, findings, prices and compositions out. Pure.
 
-What a ledger says of itself is :mod:`simulations.audit.ledger_checks`, what others hold of it
-:mod:`simulations.audit.record_checks`. What cannot be told is ``unknown``, with a reason.
+The checks are in :mod:`simulations.audit.checks`. What cannot be told is ``unknown``, and why.
 
 | tampering | check that finds it |
 |---|---|
@@ -12,6 +11,7 @@ What a ledger says of itself is :mod:`simulations.audit.ledger_checks`, what oth
 | more is spent than was granted, or another way | ``budget``, ``sampler``, ``once`` |
 | a release is swapped | ``releases``, ``server-releases`` |
 | two ledgers are kept for one platform | ``copies``, ``server-releases``, ``since`` |
+| times are made up, to begin a period | ``server-times`` |
 | the coordinator reports something else | ``server-*``, ``federation-toml``, ``result`` |
 | the product's accountant is mistaken | ``price-dp-accounting``, ``price-opacus``, ``epsilon`` |
 
@@ -32,29 +32,21 @@ from simulations.audit.accountants import (
     exactly,
 )
 from simulations.audit.books import read_book
+from simulations.audit.checks.integrity import check_integrity
+from simulations.audit.checks.others import check_copies, check_result, check_since
+from simulations.audit.checks.requests import check_requests
+from simulations.audit.checks.server import check_against_server, check_journal, platforms_in
+from simulations.audit.checks.spending import TOLERANCE, check_spending, is_less, together
 from simulations.audit.findings import Finding, Head, Prices, Verification, finding
-from simulations.audit.ledger_checks import (
-    TOLERANCE,
-    check_ledger,
-    is_less,
-    together,
-)
-from simulations.audit.record_checks import (
-    check_against_server,
-    check_copies,
-    check_journal,
-    check_result,
-    check_since,
-)
 from simulations.result import finite_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from simulations.audit.books import Book
+    from simulations.audit.checks.spending import Product
     from simulations.audit.evidence import Evidence, LedgerEvidence
     from simulations.audit.findings import Composition
-    from simulations.audit.ledger_checks import Product
 
 _LIBRARIES = ("crossrec", "dp-accounting", "opacus", "numpy", "scipy")
 
@@ -82,7 +74,7 @@ def verify(
     findings: list[Finding] = []
     for ledger in evidence.ledgers:
         progress(f"ledger of {ledger.platform}")
-        findings += check_ledger(ledger, books[id(ledger)], product)
+        findings += _of_one_ledger(ledger, books[id(ledger)], product)
     for server in evidence.servers:
         findings += check_journal(server)
     for ledger in evidence.ledgers:
@@ -120,17 +112,23 @@ def verify(
     )
 
 
+def _of_one_ledger(ledger: LedgerEvidence, book: Book, product: Product) -> list[Finding]:
+    name = ledger.platform
+    if not (ledger.entries or ledger.head or ledger.releases or ledger.problems):
+        unknown = "there is no ledger: nothing was reserved yet, or all of it was deleted."
+        return [finding("readable", name, (), ok="", unknown=unknown)]
+    return [
+        *check_integrity(ledger, book),
+        *check_requests(name, book),
+        *check_spending(name, book, product),
+    ]
+
+
 def _without_ledger(evidence: Evidence, ledgers: Mapping[str, object]) -> list[Finding]:
     """Platforms that journals and results name, and whose ledger nobody showed."""
     named = {name for result in evidence.results.values() for name in result.platforms}
     for server in evidence.servers:
-        named |= {str(e["platform"]) for e in server.events if e["event"] == "release-taken"}
-        named |= {
-            str(name)
-            for event in server.events
-            if event["event"] == "survivors-confirmed"
-            for name in event.get("survivors", ())
-        }
+        named |= platforms_in(server.events)
     return [
         finding("server-releases", name, (), ok="", unknown="its ledger was not given.")
         for name in sorted(named - ledgers.keys())

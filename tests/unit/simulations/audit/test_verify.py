@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ import pytest
 import client.app
 from common.privacy.accounting import epsilon_spent
 from common.storage import sha256
+from simulations.audit import accountants
+from simulations.audit.checks.integrity import digest_after, recorded_file
 from simulations.audit.evidence import gather
-from simulations.audit.ledger_checks import digest_after, recorded_file
 from simulations.audit.verify import verify
+from simulations.documents import write_document
 from simulations.simulate import SimulationRun
 from tests.harm import TAMPERING as HARM
 from tests.harm import head_of
@@ -441,6 +444,21 @@ TAMPERING: dict[str, tuple[str, Tamper, set[str]]] = {
         _rebuilt(_without("confirm", what="item-pairs")),
         {"server-confirmations"},
     ),
+    "dated back into another period": (
+        "local",
+        _rebuilt(lambda e: [replace(x, time="2020-01-01T00:00:00+00:00") for x in e]),
+        {"server-times"},
+    ),
+    "dated after it arrived": (
+        "local",
+        _rebuilt(lambda e: [replace(x, time="2099-01-01T00:00:00+00:00") for x in e]),
+        {"server-times"},
+    ),
+    "request without sense": (
+        "local",
+        _changed("reserve", request={"noise_multiplier": "much", "secagg": [], "trust": {}}),
+        {"requests", "mechanisms"},
+    ),
     "coordinator forgets what it asked": (
         "local",
         _without_event("round-started"),
@@ -487,6 +505,28 @@ def test_a_ledger_that_was_deleted_is_found_and_others_are_still_audited(
     assert found.prices["south"].product == pytest.approx(8.0, rel=0.01)
 
 
+def test_a_state_that_was_deleted_is_found_by_what_others_hold(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    shutil.rmtree(ledger_of(run).parent)
+    assert failures(audited(run)) == {"server-releases", "result"}
+
+
+def test_a_platform_that_was_not_asked_yet_is_unknown(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    shutil.rmtree(ledger_of(run).parent)
+    for path in (run / "result.json", journal_of(run)):
+        path.unlink()
+    found = audited(run)
+    assert found.failed == ()
+    untold = {one.check for one in found.findings if one.subject == "north"}
+    assert "readable" in untold
+    assert "chain" not in untold
+
+
 def test_a_damaged_line_of_the_journal_is_a_finding(runs: dict[str, Path], tmp_path: Path) -> None:
     run = copy_of(runs["local"], tmp_path)
     journal = journal_of(run)
@@ -494,6 +534,28 @@ def test_a_damaged_line_of_the_journal_is_a_finding(runs: dict[str, Path], tmp_p
     found = audited(run)
     assert failures(found) == {"journal"}
     assert "line 1" in found.failed[0].detail
+
+
+def test_a_journal_full_of_nonsense_is_judged_and_not_believed(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["secagg"], tmp_path)
+    journal = journal_of(run)
+    kinds = ["release-taken", "survivors-confirmed", "sum-started", "sum-closed", "secagg-stage"]
+    odd: list[Any] = [None, 3, [], {}, "north", ["north", 3], {"north": []}, "\x1b[2J\ud800"]
+    keys = ["platform", "platforms", "survivors", "request_id", "request_ids", "sha256"]
+    keys += ["mechanism", "releases", "missing", "time"]
+    with journal.open("a") as file:
+        for kind in kinds:
+            file.write(json.dumps({"event": kind}) + "\n")
+            for value in odd:
+                event = {**dict.fromkeys(keys, value), "event": kind, "stage": "confirm"}
+                file.write(json.dumps(event) + "\n")
+                file.write(json.dumps({**event, "platform": "north"}) + "\n")
+    found = audited(run)
+    assert "server-releases" in failures(found, "north")
+    write_document(tmp_path / "verify.json", found)
+    assert "\x1b" not in "".join(one.subject + one.detail for one in found.findings)
 
 
 def test_a_round_that_closed_with_more_than_came_is_a_finding(
@@ -696,6 +758,22 @@ def test_a_product_that_prices_wrongly_is_found(
 
     found = verify(gather([ledger_of(runs[kind])], []), product=mistaken)
     assert {"price-dp-accounting", "price-opacus"} <= failures(found)
+
+
+def test_without_dp_accounting_its_check_is_unknown_and_names_the_command(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "dp_accounting"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    accountants._by_pld.cache_clear()
+    found = audited(runs["sampled"])
+    accountants._by_pld.cache_clear()
+    assert found.failed == ()
+    untold = {one.detail for one in found.findings if one.check == "price-dp-accounting"}
+    assert len(untold) == 1
+    assert "pip install -c constraints.txt -e '.[audit]'" in untold.pop()
+    assert found.prices["north"].dp_accounting is None
+    assert found.compositions[0].epsilon == found.prices["north"].opacus_rdp
 
 
 def test_a_price_on_releases_without_noise_is_found(runs: dict[str, Path]) -> None:

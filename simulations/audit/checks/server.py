@@ -1,39 +1,27 @@
-"""What several keep of one thing: ledger, the coordinator's journal, results, copies. Pure.
+"""What a platform's ledger and the coordinator's journal say of each other. Pure.
 
-A ledger that was rebuilt from its first entry is whole in itself. It shows by what others hold: the
-digests of the releases that they took, an earlier audit's heads, a copy.
+A ledger that was rebuilt from its first entry is whole in itself: it shows by the digests of the
+releases that the coordinator took.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from simulations.audit.books import read_mechanism
 from simulations.audit.findings import Finding, finding
-from simulations.audit.ledger_checks import (
-    TOLERANCE,
-    evenly,
-    is_less,
-    least_possible,
-    most_recomputed,
-    prefixes,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from common.privacy.mechanisms import SampledGaussian
     from server.config import FederationConfig
     from simulations.audit.books import Book
     from simulations.audit.evidence import LedgerEvidence, ServerEvidence
-    from simulations.audit.findings import Head
-    from simulations.audit.ledger_checks import Product
-    from simulations.result import PlatformResult, RunResult
 
-Event = dict[str, Any]
+_CLOCKS_DIFFER = 86_400.0
+"""Seconds; by more than that times were made up."""
 
 
 def check_journal(server: ServerEvidence) -> list[Finding]:
@@ -71,8 +59,16 @@ def check_against_server(
         _server_confirmations(name, book, run, server.events),
         _server_mechanisms(name, book, run, mine),
         _server_spends(name, book, run, mine),
+        _server_times(ledger, run, mine),
         _server_configuration(name, book, run, server.config),
     ]
+
+
+def platforms_in(events: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Whose releases a journal says were taken or summed."""
+    taken = [e.get("platform") for e in events if e["event"] == "release-taken"]
+    summed = [e.get("survivors") for e in events if e["event"] == "survivors-confirmed"]
+    return {*_names(taken), *(name for names in summed for name in _names(names))}
 
 
 def _is_about(event: Mapping[str, Any], name: str) -> bool:
@@ -234,6 +230,43 @@ def _server_spends(name: str, book: Book, run: str, events: Sequence[Mapping[str
     return finding("server-spends", name, wrong, ok=ok)
 
 
+def _server_times(ledger: LedgerEvidence, run: str, events: Sequence[Mapping[str, Any]]) -> Finding:
+    """Nothing is charged before it is asked, or recorded after it arrived: periods go by time."""
+    asked: dict[str, float] = {}
+    taken: dict[str, float] = {}
+    for event in events:
+        time = event.get("time")
+        if isinstance(time, int | float):
+            if event["event"] in ("sum-started", "round-started"):
+                asked.setdefault(_request(run, event, ledger.platform), time)
+            elif event["event"] == "release-taken":
+                taken.setdefault(str(event.get("request_id")), time)
+    wrong, compared = [], 0
+    for entry in ledger.entries:
+        request = entry.request_id
+        earliest = asked.get(request) if entry.kind == "reserve" else None
+        latest = taken.get(request) if entry.kind == "commit" else None
+        if earliest is None and latest is None:
+            continue
+        compared += 1
+        written = _seconds(entry.time)
+        if written is None:  # which is the business of `entries`
+            continue
+        if earliest is not None and written < earliest - _CLOCKS_DIFFER:
+            wrong.append(f"entry {entry.sequence}: {request} was charged before it was asked for")
+        if latest is not None and written > latest + _CLOCKS_DIFFER:
+            wrong.append(f"entry {entry.sequence}: {request} was recorded after it had arrived")
+    ok = f"{compared} times in the ledger go with those of run {run}, to a day."
+    return finding("server-times", ledger.platform, wrong, ok=ok)
+
+
+def _seconds(time: str) -> float | None:
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def _server_configuration(
     name: str, book: Book, run: str, config: FederationConfig | None
 ) -> Finding:
@@ -266,104 +299,3 @@ def _configured(what: str, config: FederationConfig | None) -> tuple[float | Non
         return config.sums.pairs_noise_multiplier, 1.0, 1
     mechanism = config.mechanism
     return mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.local_steps
-
-
-def check_result(
-    name: str, book: Book, result: RunResult, reported: PlatformResult, product: Product
-) -> Finding:
-    """What ``result.json`` reports of one platform against its ledger."""
-    wrong: list[str] = []
-    delta, spends = reported.delta, book.reserved
-    history, places = reported.epsilon_history, evenly(len(spends), most_recomputed(spends))
-    if len(history) != len(spends):
-        wrong.append(f"it reports {len(history)} releases, the ledger charged {len(spends)}")
-    else:
-        for place, mechanisms in zip(places, prefixes_for_life(book, places), strict=True):
-            wrong += _misreported(
-                f"after release {place + 1}", history[place], mechanisms, delta, product
-            )
-    everything = [one.mechanism for one in spends]
-    wrong += _misreported("in all", reported.epsilon, everything, delta, product)
-    if reported.trust.startswith("secagg"):
-        alone = [one.mechanism_if_broken for one in spends]
-        broken = reported.epsilon_if_secagg_broken
-        wrong += _misreported("if aggregation broke", broken, alone, delta, product)
-    stated = {(reported.delta, reported.privacy_unit), (result.privacy.delta, result.privacy.unit)}
-    granted = {(grant.delta, grant.unit) for grant in book.grants}
-    if granted and stated != granted:
-        wrong.append(f"it reports delta and unit {sorted(stated)}, granted were {sorted(granted)}")
-    trusts = {str(one.request["trust"]) for one in spends if "trust" in one.request}
-    if trusts and trusts != {reported.trust}:
-        wrong.append(f"it reports trust {reported.trust!r}, asked was {sorted(trusts)}")
-    ok = f"epsilon {_shown(reported.epsilon)} and what led to it are what the ledger says."
-    return finding("result", name, wrong, ok=ok)
-
-
-def prefixes_for_life(book: Book, places: Sequence[int]) -> list[list[SampledGaussian]]:
-    """All mechanisms up to each place, whatever period they are of."""
-    return prefixes([replace(one, period=0) for one in book.reserved], places)
-
-
-def _misreported(
-    when: str,
-    epsilon: float | None,
-    mechanisms: Sequence[SampledGaussian],
-    delta: float,
-    product: Product,
-) -> list[str]:
-    expected = product(mechanisms, delta, "prv")
-    found = math.inf if epsilon is None else epsilon
-    if math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=1e-9) and not is_less(
-        found, least_possible(mechanisms, delta) if when == "in all" else None
-    ):
-        return []
-    return [f"it reports epsilon {_shown(epsilon)} {when}, the ledger says {expected:.6g}"]
-
-
-def _shown(epsilon: float | None) -> str:
-    return "none" if epsilon is None else f"{epsilon:.6g}"
-
-
-def check_copies(name: str, ledgers: Sequence[LedgerEvidence]) -> Finding:
-    """Copies of one ledger are of different age, and nothing else."""
-    longest = max(ledgers, key=lambda one: len(one.entries))
-    wrong = []
-    for other in ledgers:
-        pairs = zip(longest.entries, other.entries, strict=False)
-        fork = next(((a, b) for a, b in pairs if a != b), None)
-        if fork is not None:
-            hint = (
-                " (if these are of two simulations, audit each by itself)"
-                if fork[0].sequence == 1 and longest.config and longest.config.simulation
-                else ""
-            )
-            wrong.append(
-                f"{longest.path} and {other.path} hold another entry {fork[0].sequence} "
-                f"({fork[0].kind}): forked{hint}"
-            )
-    return finding(
-        "copies",
-        name,
-        wrong,
-        ok=f"{len(ledgers)} copies agree.",
-        unknown="only one copy was given: a fork is seen by what others hold of it, or not at all."
-        if len(ledgers) == 1
-        else "",
-    )
-
-
-def check_since(name: str, ledger: LedgerEvidence | None, head: Head | None) -> Finding:
-    """Where an earlier audit left off, the ledger has to go on."""
-    wrong, unknown = [], ""
-    if head is None:
-        unknown = "there is no earlier audit of it (--since): it may have been rebuilt before."
-    elif ledger is None:
-        unknown = "an earlier audit saw its ledger, and this one was not given it."
-    elif head.sequence > len(ledger.entries):
-        wrong = [f"rolled back: entry {head.sequence} was there at an earlier audit"]
-    elif head.sequence and ledger.entries[head.sequence - 1].digest != head.digest:
-        wrong = [
-            f"entry {head.sequence} is another one than at an earlier audit: rebuilt, or forked"
-        ]
-    ok = f"it goes on from entry {head.sequence if head else 0} of an earlier audit."
-    return finding("since", name, wrong, ok=ok, unknown=unknown)

@@ -1,0 +1,1 @@
+"""Each check of an audit: evidence in, findings out; pure."""
