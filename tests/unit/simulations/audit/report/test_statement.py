@@ -366,7 +366,7 @@ def test_utility_by_group_is_paired_over_users_and_needs_a_run(tmp_path: Path) -
     run = run_result()
     rows = [
         ("north", model, user, value, 1.0, activity, purchases)
-        for model, values in (("local", (0.2, 0.4, 0.0)), ("federated", (0.3, 0.4, 0.2)))
+        for model, values in (("local", (0.2, 0.8, 0.0)), ("federated", (0.3, 0.8, 0.2)))
         for user, (value, activity, purchases) in enumerate(
             zip(values, (2, 6, 30), (0, 3, 40), strict=True)
         )
