@@ -348,6 +348,11 @@ TAMPERING: dict[str, tuple[str, Tamper, set[str]]] = {
         {"mechanisms", "server-mechanisms", "result"},
     ),
     "request edited": ("local", _changed("reserve", arrays_digest=OTHER), {"requests"}),
+    "charged under another's name": (
+        "local",
+        _rebuilt(lambda e: [replace(x, request_id=x.request_id.replace("/2/", "/9/")) for x in e]),
+        {"requests", "releases", "server-releases", "server-spends"},
+    ),
     "epsilon edited": ("local", _changed("reserve", "item-pairs", epsilon_after=1.0), {"epsilon"}),
     "epsilon of a sampled round edited": (
         "sampled",
