@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from tests.shops import tune_little
 
 from common.errors import ConfigError
 from simulations.attacks.membership.audits import audit, audit_users
@@ -25,6 +24,7 @@ from simulations.attacks.membership.shadows import draw_records, without_users
 from simulations.attacks.membership.study import Study
 from simulations.documents import read_document, write_document
 from simulations.options import SimulationOptions
+from tests.shops import tune_little
 
 if TYPE_CHECKING:
     from pathlib import Path
