@@ -120,7 +120,7 @@ def parts_twice_as_large(patch: pytest.MonkeyPatch) -> None:
 
 PLANTED = {
     "no noise": (without_noise, 1.0, NUM_CANARIES),
-    "no noise, epsilon 4": (without_noise, 4.0, NUM_CANARIES),
+    "no noise, epsilon 8": (without_noise, 8.0, NUM_CANARIES),
     "two thirds of the noise": (two_thirds_of_the_noise, 4.0, 20_000),
     "parts twice as large": (parts_twice_as_large, 1.0, NUM_CANARIES),
 }

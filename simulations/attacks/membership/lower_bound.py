@@ -36,6 +36,9 @@ FEWEST_CANARIES = 8
 _LARGEST = 100.0
 _PRECISION = 1e-6
 _CHOICES = 40
+_MARGIN = 1.03
+_MOST_GUESSED = 0.5
+"""Share of the canaries up to which more guesses are made so that a guarantee can be disproved."""
 
 
 def p_value(
@@ -161,7 +164,8 @@ def best_guesses(num_canaries: int, shift: float, *, delta: float, confidence: f
     """How many canaries an attacker should guess: half of them ``in``, half of them ``out``.
 
     It is the number with the best bound to be expected if scores were Gaussian with this shift,
-    and a standard deviation of luck was missing. It depends on public numbers alone, and never
+    and a standard deviation of luck was missing; of those numbers, if there are any, that would
+    disprove the guarantee if all guesses were right. It depends on public numbers alone, and never
     on what was seen.
 
     Args:
@@ -191,6 +195,17 @@ def best_guesses(num_canaries: int, shift: float, *, delta: float, confidence: f
             confidence=confidence,
         )
 
+    def can_disprove(half: int) -> bool:
+        most_provable = shift_lower(
+            num_canaries=num_canaries,
+            num_guesses=2 * half,
+            num_correct=2 * half,
+            confidence=confidence,
+        )
+        return 2 * half <= _MOST_GUESSED * num_canaries and most_provable > _MARGIN * shift
+
+    if not math.isinf(shift):
+        halves = [half for half in halves if can_disprove(half)] or halves
     bounds = [expected(half) for half in halves]
     if not max(bounds) > 0:  # then the more the better
         return 2 * most

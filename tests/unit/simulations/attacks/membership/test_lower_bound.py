@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binomtest
 
 from common.errors import ConfigError
+from common.privacy.accounting import calibrate_noise_multiplier
 from simulations.attacks.membership.lower_bound import (
     best_guesses,
     epsilon_lower,
@@ -130,3 +131,14 @@ def test_a_gaussian_is_priced_as_the_ledger_prices_it() -> None:
     assert gaussian_epsilon(1.0, DELTA) == pytest.approx(4.3766, abs=1e-3)
     assert gaussian_epsilon(0.0, DELTA) == 0
     assert gaussian_epsilon(math.inf, DELTA) == math.inf
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0, 8.0])
+def test_enough_guesses_are_made_to_disprove_a_guarantee(epsilon: float) -> None:
+    """Without any noise all guesses are right: then a bound has to exceed what is accounted."""
+    noise = calibrate_noise_multiplier(epsilon=epsilon, delta=DELTA, sampling_rate=1.0, steps=1)
+    guesses = best_guesses(2000, 1 / noise, delta=DELTA, confidence=CONFIDENCE)
+    shift = shift_lower(
+        num_canaries=2000, num_guesses=guesses, num_correct=guesses, confidence=CONFIDENCE
+    )
+    assert gaussian_epsilon(shift, DELTA) > epsilon
