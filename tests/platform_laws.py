@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +20,12 @@ import pytest
 
 import client.platform
 from client.platform import Platform
-from client.user_vectors import UserVectors
 from common.messages import SumRequest, TrainRequest
 from common.models.pairs import num_pairs
 from common.models.partition import LATTICE, shared_shapes, unflatten
 from common.privacy.randomness import SeededRandom
 from common.storage import pack_arrays
-from tests.laws import check_coins, check_gaussian, check_uncorrelated
+from tests.laws import check_gaussian, check_uncorrelated
 from tests.terms import secagg_terms
 from tests.unit.client.homes import (
     MODEL,
@@ -40,14 +39,11 @@ from tests.unit.client.homes import (
     sum_request,
     train_request,
     true_sum,
-    write_users,
 )
 from tests.unit.secagg_homes import Coordinator, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
     from client.config import PlatformConfig
     from common.messages import Reply
@@ -266,55 +262,16 @@ def _numbers(market: Market, request: SumRequest | TrainRequest) -> np.ndarray:
     return np.concatenate([np.ravel(array) for array in arrays.values()]).astype(float)
 
 
-# --- One user -----------------------------------------------------------------------------------
-
-
-def check_one_user_moves_a_sum_by_her_bounded_part(folder: Path) -> None:
-    """Neighbouring platforms, with and without her: by 1 at most, and by what she brings alone."""
-    platforms: dict[str, PlatformConfig] = {}
-    everyone = range(NUM_USERS)
-    users = (0, 7, NUM_USERS - 1)
-    groups = {"all": list(everyone)}
-    for user in users:
-        groups |= {f"without {user}": [u for u in everyone if u != user], f"only {user}": [user]}
-    for name, group in groups.items():
-        platforms[name] = home(folder, name, **SILENT)
-        write_users(folder / name / "purchases.csv", group)
-    for quantity in QUANTITIES:
-        asked = asked_arrays(quantity)
-        if "weights" in asked:
-            asked["weights"][:] = 1.0
-        found = {
-            name: sum_of(config, quantity, asked, noise_multiplier=0.0)["sum"].astype(float)
-            for name, config in platforms.items()
-        }
-        for user in users:
-            moved = found["all"] - found[f"without {user}"]
-            gap = float(np.abs(moved - found[f"only {user}"]).max())
-            assert gap <= 1e-4, f"{quantity}: her part depends on others"
-            length = float(np.linalg.norm(moved))
-            assert length <= 1 + 1e-4, f"{quantity}: a user moves the sum by {length:.2f}"
-            assert length > 0.99, f"{quantity}: noise is for 1, and she moves it by {length:.2f}"
-
-
-def check_users_take_part_by_the_coins_that_are_charged(folder: Path, *, steps: int = 150) -> None:
-    """Whose vectors are fitted in each step, at the ledger's sampling rate."""
-    config = home(folder, "home", epsilon=PLENTY)
-    request = train_request(config, sampling_rate=0.5, noise_multiplier=20.0, local_steps=steps)
-    coins: list[np.ndarray] = []
-    real = UserVectors.fit_
-
-    def watch(self: UserVectors, model: Any, users: torch.Tensor, *rest: Any) -> torch.Tensor:  # noqa: ANN401
-        coins.append(np.isin(np.arange(NUM_USERS), users.numpy()))
-        return real(self, model, users, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UserVectors, "fit_", watch)
-        taken(Platform(config).train(request, shared_arrays()))
-    spent = charged(config, request.request_id)["mechanism"]
-    # An empty sample fits nobody; of 20 users at .5 none of a thousand steps has one.
-    assert len(coins) == spent["steps"], "other steps than those charged"
-    check_coins(np.array(coins, dtype=float), spent["sampling_rate"])
+def check_streams_are_unrelated(folder: Path, *, size: int = 20_000) -> None:
+    """What a simulated platform's noise is drawn from, by platform, run and release."""
+    market = settle(folder)
+    draws = [
+        market.platform(name)._random_source(run, what).gaussian(size, 1.0).numpy()
+        for name, run in product(("east", "north"), ("autumn", "spring"))
+        for what in (1, 2, *QUANTITIES)
+    ]
+    for one, other in combinations(draws, 2):
+        check_uncorrelated(one, other)
 
 
 def check_deployed_noise_is_the_operating_systems(folder: Path) -> None:

@@ -98,7 +98,10 @@ BUGS: tuple[Bug, ...] = (
         name="arrays without noise that nobody touched",
         place="client.trainer.add_gaussian_noise_",
         plant=in_noise.untouched_arrays_spared,
-        caught={"noise of nobody": "not N"},
+        caught={
+            "noise of nobody": "not N",
+            "noise of the trainer": "not N",
+        },
     ),
     Bug(
         name="no noise where nobody was sampled",
@@ -123,19 +126,28 @@ BUGS: tuple[Bug, ...] = (
         name="every round has the same noise",
         place="client.platform.Platform._random_source",
         plant=in_noise.one_stream_for_a_run,
-        caught={"separate noise": "the same noise"},
+        caught={
+            "separate noise": "the same noise",
+            "separate streams": "correlation",
+        },
     ),
     Bug(
         name="every run has the same noise",
         place="client.platform.Platform._random_source",
         plant=in_noise.one_stream_for_all_runs,
-        caught={"separate noise": "the same noise"},
+        caught={
+            "separate noise": "the same noise",
+            "separate streams": "correlation",
+        },
     ),
     Bug(
         name="platforms share noise",
         place="client.platform.Platform._random_source",
         plant=in_noise.one_stream_for_all_platforms,
-        caught={"separate noise": "the same noise"},
+        caught={
+            "separate noise": "the same noise",
+            "separate streams": "correlation",
+        },
     ),
     Bug(
         name="each round takes the last one's noise away",
@@ -193,49 +205,73 @@ BUGS: tuple[Bug, ...] = (
         name="each array is clipped by itself",
         place="common.privacy.engines.add_clipped_gradients_",
         plant=in_sums.arrays_one_by_one,
-        caught={"clipped gradient": "more than C"},
+        caught={
+            "clipped gradient": "more than C",
+            "part of a round": "more than allowed",
+        },
     ),
     Bug(
         name="each purchase is clipped by itself",
         place="common.privacy.engines.add_clipped_gradients_",
         plant=in_sums.purchases_one_by_one,
-        caught={"part of a round": "more than allowed"},
+        caught={
+            "part of a round": "more than allowed",
+            "clipped gradient": "more than C",
+        },
     ),
     Bug(
         name="pairs are not normalised",
         place="client.platform.pair_sum",
         plant=in_sums.pairs_as_they_are,
-        caught={"part of a sum": "item-pairs: a user moves the sum"},
+        caught={
+            "part of a sum": "item-pairs: a user moves the sum",
+            "exact part": "norm 1",
+        },
     ),
     Bug(
         name="counts are not normalised",
         place="client.platform.count_sum",
         plant=in_sums.counts_as_they_are,
-        caught={"part of a sum": "item-counts: a user moves the sum"},
+        caught={
+            "part of a sum": "item-counts: a user moves the sum",
+            "exact part": "norm 1",
+        },
     ),
     Bug(
         name="pairs are weighted by the platform's own counts",
         place="client.platform.pair_sum",
         plant=in_sums.pairs_weighted_by_own_counts,
-        caught={"part of a sum": "item-pairs: her part depends on others"},
+        caught={
+            "part of a sum": "item-pairs: her part depends on others",
+            "exact part": "her part depends on others",
+        },
     ),
     Bug(
         name="divided by the number of sampled users",
         place="common.privacy.engines.add_clipped_gradients_",
         plant=in_sums.divided_by_the_sample,
-        caught={"part of a round": "her part depends on others"},
+        caught={
+            "part of a round": "her part depends on others",
+            "clipped gradient": "her part depends on others",
+        },
     ),
     Bug(
         name="divided by the number of users",
         place="client.trainer.train_round",
         plant=in_sums.divided_by_its_users,
-        caught={"part of a round": "more than allowed"},
+        caught={
+            "part of a round": "more than allowed",
+            "noise of the trainer": "not N",
+        },
     ),
     Bug(
         name="users are weighted by others' activity",
         place="common.privacy.engines.add_clipped_gradients_",
         plant=in_sums.weighted_by_activity,
-        caught={"part of a round": "her part depends on others"},
+        caught={
+            "part of a round": "her part depends on others",
+            "clipped gradient": "her part depends on others",
+        },
     ),
     Bug(
         name="user vectors are centred on the sample",
@@ -254,25 +290,37 @@ BUGS: tuple[Bug, ...] = (
         name="shuffled batches of one size",
         place="client.trainer.poisson_sample",
         plant=in_sums.shuffled_batches,
-        caught={"sampling": "variance of the sample's size"},
+        caught={
+            "sampling": "variance of the sample's size",
+            "sampler": "variance of the sample's size",
+        },
     ),
     Bug(
         name="epochs: nobody twice before all were there",
         place="client.trainer.poisson_sample",
         plant=in_sums.epochs,
-        caught={"sampling": "inclusion rates|variance of the sample's size"},
+        caught={
+            "sampling": "inclusion rates|variance of the sample's size",
+            "sampler": "overall rate",
+        },
     ),
     Bug(
         name="one and a half times the rate that is charged",
         place="client.trainer.poisson_sample",
         plant=in_sums.more_than_priced,
-        caught={"sampling": "overall rate"},
+        caught={
+            "sampling": "overall rate",
+            "sampler": "overall rate",
+        },
     ),
     Bug(
         name="everybody in each step, and sampling is charged",
         place="client.trainer.poisson_sample",
         plant=in_sums.everybody_each_time,
-        caught={"sampling": "overall rate"},
+        caught={
+            "sampling": "overall rate",
+            "sampler": "overall rate",
+        },
     ),
     # --- What is charged ---
     Bug(

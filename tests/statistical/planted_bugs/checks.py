@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from common.privacy.randomness import SeededRandom, SystemRandom
-from tests import laws, platform_laws, promise_laws, round_laws
+from tests import laws, platform_laws, promise_laws, round_laws, user_laws
 from tests.statistical.planted_bugs import attacked
 from tests.statistical.planted_bugs.audited import check_records_hold_together
 
@@ -101,6 +101,10 @@ CHECKS: dict[str, Check] = {
         "rounds, runs, platforms and quantities have unrelated noise",
         platform_laws.check_no_two_releases_share_noise,
     ),
+    "separate streams": of_platforms(
+        "a simulated platform's streams are unrelated by platform, run and release",
+        platform_laws.check_streams_are_unrelated,
+    ),
     "system noise": of_platforms(
         "a deployed platform's noise is all in 32 bytes of the operating system",
         platform_laws.check_deployed_noise_is_the_operating_systems,
@@ -119,7 +123,11 @@ CHECKS: dict[str, Check] = {
     ),
     "part of a sum": of_platforms(
         "a user moves a sum by at most 1, and by what she brings alone",
-        platform_laws.check_one_user_moves_a_sum_by_her_bounded_part,
+        user_laws.check_one_user_moves_a_sum_by_her_bounded_part,
+    ),
+    "exact part": alone(
+        "both sums move by a user's part to the last bit, of norm 1 at most",
+        user_laws.check_a_part_of_a_sum_is_exact,
     ),
     "public negatives": alone(
         "negatives are uniform over the listing, whatever others bought",
@@ -127,7 +135,11 @@ CHECKS: dict[str, Check] = {
     ),
     "sampling": of_platforms(
         "users take part by independent coins of the rate that the ledger charges",
-        platform_laws.check_users_take_part_by_the_coins_that_are_charged,
+        user_laws.check_users_take_part_by_the_coins_that_are_charged,
+    ),
+    "sampler": alone(
+        "the trainer's sampler tosses independent coins of the rate it is given",
+        user_laws.check_the_sampler_is_poisson,
     ),
     # --- Promises ---
     "order": of_platforms(
