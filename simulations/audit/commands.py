@@ -132,7 +132,7 @@ def attack(
         bool,
         typer.Option(
             "--thorough/--quick",
-            help="More canaries and runs, and what other platforms recommend: about an hour.",
+            help="More canaries and runs, and what another platform recommends: takes ten minutes or more.",
         ),
     ] = False,
     confidence: Annotated[
