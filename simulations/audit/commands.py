@@ -132,7 +132,8 @@ def attack(
         bool,
         typer.Option(
             "--thorough/--quick",
-            help="More canaries and runs, and what another platform recommends: takes ten minutes or more.",
+            help="More canaries and runs, and what another platform recommends: ten minutes or "
+            "more.",
         ),
     ] = False,
     confidence: Annotated[

@@ -17,7 +17,7 @@ from client.trainer import TrainingPlan, train_round
 from client.user_vectors import UserVectors
 from common.data.batches import ROWS, UserBatch
 from common.privacy.randomness import SeededRandom
-from tests.laws import (
+from tests.laws.training import (
     ENGINES,
     MODELS,
     check_equals_naive,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from common.models.ncf import NcfConfig
     from common.models.partition import Arrays
     from common.privacy.engines import ClippingEngine
-    from tests.laws import Case
+    from tests.laws.training import Case
 
 EXTREMES = (
     (1.0, 1.0, 1e-5),

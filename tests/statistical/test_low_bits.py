@@ -19,7 +19,7 @@ from scipy import stats
 
 from common.privacy.noise import add_gaussian_noise_, grid_step
 from common.privacy.randomness import SeededRandom
-from tests.laws import FALSE_ALARM
+from tests.laws.training import FALSE_ALARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable

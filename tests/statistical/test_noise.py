@@ -19,7 +19,7 @@ from scipy import stats
 from common.privacy.noise import add_gaussian_noise_
 from common.privacy.randomness import CHUNK, SeededRandom, SystemRandom
 from common.rng import derive_seed
-from tests.laws import FALSE_ALARM, check_gaussian, check_uncorrelated
+from tests.laws.training import FALSE_ALARM, check_gaussian, check_uncorrelated
 
 if TYPE_CHECKING:
     from collections.abc import Callable

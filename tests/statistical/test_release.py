@@ -1,6 +1,6 @@
 """What leaves a platform: noise as accounted on every array, one user's part bounded.
 
-The checks are in tests/round_laws.py; that they reject planted bugs is in planted_bugs/.
+The checks are in tests/laws/rounds.py; that they reject planted bugs is in planted_bugs/.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import client.trainer
 from client.trainer import train_round
 from client.user_vectors import UserVectors
 from common.privacy.randomness import SeededRandom, SystemRandom
-from tests.laws import ENGINES, check_gaussian, difference, model_id, norm, random_model
-from tests.round_laws import (
+from tests.laws.rounds import (
     GMF,
     NEUMF,
     NUM_ITEMS,
@@ -35,6 +34,7 @@ from tests.round_laws import (
     purchases,
     release,
 )
+from tests.laws.training import ENGINES, check_gaussian, difference, model_id, norm, random_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

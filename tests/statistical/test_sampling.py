@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.privacy.randomness import SeededRandom, SystemRandom, poisson_sample
-from tests.laws import check_coins
+from tests.laws.training import check_coins
 
 if TYPE_CHECKING:
     from collections.abc import Callable

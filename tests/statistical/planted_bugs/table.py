@@ -14,7 +14,7 @@ _INTRODUCTION = """\
 # Planted bugs
 
 Each bug is put into the real code, and each check that the table names has to say no to it; without
-the bug each check has to pass. **unit**: a law of `tests/*laws.py`, on the real component or on
+the bug each check has to pass. **unit**: a law of `tests/laws`, on the real component or on
 whole platforms. **ledger**: the platform's own ledger refuses, or `crossrec audit verify` fails.
 **attack**: the lower bound of `crossrec audit attack` exceeds what is accounted. A dash: not
 claimed.

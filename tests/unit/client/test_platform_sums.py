@@ -24,7 +24,7 @@ from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import pack_arrays
 from common.wire import decode, encode
 from tests.harm import TAMPERING
-from tests.laws import check_gaussian, check_uncorrelated
+from tests.laws.training import check_gaussian, check_uncorrelated
 from tests.terms import secagg_terms
 from tests.unit.client.homes import (
     NUM_ITEMS,

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.errors import ConfigError
 from common.models.ncf import MAX_LAYERS, MAX_NEGATIVES, MAX_WIDTH, NcfConfig, SharedNcf, initialise
-from tests.laws import NUM_ITEMS, random_model
+from tests.laws.training import NUM_ITEMS, random_model
 
 GMF = NcfConfig(dim=4)
 MLP = NcfConfig(kind="mlp", dim=4, hidden=(6, 3), loss="bce")

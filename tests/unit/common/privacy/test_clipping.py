@@ -15,7 +15,7 @@ from common.data.batches import ROWS
 from common.models.losses import user_losses
 from common.privacy import clipping, opacus_clipping
 from common.privacy.clipping import add_clipped_gradients_, clip_scales, zero_sums
-from tests.laws import (
+from tests.laws.training import (
     ENGINES,
     MODELS,
     Case,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from common.data.batches import UserBatch
     from common.models.ncf import NcfConfig, SharedNcf
     from common.privacy.engines import ClippingEngine
-    from tests.laws import ClippedSum
+    from tests.laws.training import ClippedSum
 
     Forget = Callable[[str, Tensor], Tensor]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from common.privacy.clipping import add_clipped_gradients_
 from common.privacy.engines import clipping_engine
-from tests.laws import ENGINES, MODELS, clipped_sum, norm, random_case
+from tests.laws.training import ENGINES, MODELS, clipped_sum, norm, random_case
 
 if TYPE_CHECKING:
     import pytest

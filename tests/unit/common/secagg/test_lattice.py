@@ -31,7 +31,7 @@ from common.secagg.lattice import (
     rounding_divergence,
 )
 from common.secagg.terms import noise_share
-from tests.laws import FALSE_ALARM
+from tests.laws.training import FALSE_ALARM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

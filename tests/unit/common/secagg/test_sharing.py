@@ -18,7 +18,7 @@ from scipy import stats
 
 from common.errors import InvalidRelease
 from common.secagg.sharing import _PRIME, SECRET_BYTES, SHARE_BYTES, _weights, join, split
-from tests.laws import FALSE_ALARM
+from tests.laws.training import FALSE_ALARM
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ from scipy import stats
 from common.secagg import protocol
 from common.secagg.keys import add_streams_, agreed_key
 from common.secagg.protocol import Session, _pair_keys
-from tests.laws import FALSE_ALARM
+from tests.laws.training import FALSE_ALARM
 from tests.unit.common.secagg.parties import Parties, seeded_secrets, terms
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Laws of what a platform answers: spend first, then look, then send; once, and nothing else.
 
-As in tests/platform_laws.py each check lets real platforms answer in a folder of its own, and
+As in tests/laws/platforms.py each check lets real platforms answer in a folder of its own, and
 raises an AssertionError where the law is broken.
 """
 
@@ -29,7 +29,7 @@ from common.privacy.ledger import LEDGER_FILE, Ledger
 from common.storage import pack_arrays, write_durably
 from common.wire import encode, question
 from simulations.engines.in_process import InProcessGrid
-from tests.platform_laws import PLENTY, QUANTITIES, home, round_of, sum_of, taken
+from tests.laws.platforms import PLENTY, QUANTITIES, home, round_of, sum_of, taken
 from tests.unit.client.durations import durations_sent
 from tests.unit.client.homes import (
     NUM_ITEMS,

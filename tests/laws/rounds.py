@@ -20,7 +20,7 @@ from client.trainer import TrainingPlan
 from client.user_vectors import UserVectors
 from common.models.ncf import NcfConfig
 from common.privacy.randomness import SeededRandom, SystemRandom
-from tests.laws import (
+from tests.laws.training import (
     FALSE_ALARM,
     check_gaussian,
     check_uncorrelated,

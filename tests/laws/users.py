@@ -1,6 +1,6 @@
 """Laws of one user's part in what a platform sums: bounded, her own, and taken as charged.
 
-As in tests/platform_laws.py each check raises an AssertionError where the law is broken.
+As in tests/laws/platforms.py each check raises an AssertionError where the law is broken.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import client.trainer
 from client.platform import Platform
 from client.user_vectors import UserVectors
 from common.privacy.randomness import SeededRandom
-from tests.laws import check_coins
-from tests.platform_laws import PLENTY, QUANTITIES, SILENT, charged, home, sum_of, taken
+from tests.laws.platforms import PLENTY, QUANTITIES, SILENT, charged, home, sum_of, taken
+from tests.laws.training import check_coins
 from tests.unit.client.homes import (
     NUM_USERS,
     asked_arrays,

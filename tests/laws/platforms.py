@@ -25,7 +25,7 @@ from common.models.pairs import num_pairs
 from common.models.partition import LATTICE, shared_shapes, unflatten
 from common.privacy.randomness import SeededRandom
 from common.storage import pack_arrays
-from tests.laws import check_gaussian, check_uncorrelated
+from tests.laws.training import check_gaussian, check_uncorrelated
 from tests.terms import secagg_terms
 from tests.unit.client.homes import (
     MODEL,
