@@ -76,7 +76,7 @@ def attack(
         bool,
         typer.Option(
             "--thorough/--quick",
-            help="More canaries and runs, and what another platform recommends: takes ten minutes or more.",
+            help="More canaries and runs, and another platform's recommendations: ten minutes or more.",
         ),
     ] = False,
     confidence: Annotated[
