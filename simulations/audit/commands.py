@@ -76,7 +76,7 @@ def attack(
         bool,
         typer.Option(
             "--thorough/--quick",
-            help="More canaries and runs, and another platform's recommendations: ten minutes or more.",
+            help="More canaries and runs, and recommendations as well: ten minutes or more.",
         ),
     ] = False,
     confidence: Annotated[
