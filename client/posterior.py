@@ -46,8 +46,9 @@ def posterior_means(noisy: np.ndarray, noise_std: float) -> FloatArray:
         # Given that there is something: a normal distribution cut off below 0. The ratio of its
         # mass to its density at 0 (Mills) gives its mean, and how likely it is.
         shifted = part - rate
-        mills = _SQRT_HALF_PI * erfcx(-shifted / _SQRT_2)  # infinite far above 0
-        odds = share / (1.0 - share) * rate * mills
+        with np.errstate(over="ignore"):  # infinite far above 0, where there surely is something
+            mills = _SQRT_HALF_PI * erfcx(-shifted / _SQRT_2)
+            odds = share / (1.0 - share) * rate * mills
         probability = 1.0 / (1.0 + 1.0 / odds)
         probability[probability < _MIN_PROBABILITY] = 0.0
         means[chunk] = probability * np.maximum(shifted + 1.0 / mills, 0.0) * noise_std
