@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from simulations.attacks.membership.result import AttackResult
     from simulations.audit.findings import Verification
 
-DOCS = Path(__file__).parents[4] / "simulations/audit/docs"
+DOCS = Path(__file__).parents[5] / "simulations/audit/docs"
 
 REQUIRED = {
     "privacy unit": "privacy_unit",
