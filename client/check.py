@@ -126,7 +126,7 @@ def _data(config: PlatformConfig) -> Iterator[Finding]:
         is_fine=users > 0,
     )
     declared = config.platform.population
-    if not declared / 3 <= users <= 3 * declared:
+    if not declared / 2 <= users <= 2 * declared:
         yield Finding(
             subject="population",
             text=f"note: platform.toml states {declared}, far from what the data hold; sums are "

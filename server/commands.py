@@ -286,7 +286,8 @@ def _run(
     def ready() -> None:
         typer.echo(
             f"Run {federation.federation.run_id}: platforms connect to {network.address}; waiting "
-            f"for {federation.federation.quorum} to {len(federation.federation.platforms)} of them."
+            f"for {len(federation.federation.platforms)} of them (at least "
+            f"{federation.federation.quorum})."
         )
 
     # SIGTERM ends the run as Ctrl-C does: programs are stopped, the checkpoint stays.

@@ -247,9 +247,12 @@ class Account:
         self._check_sampler(spend.mechanism)
         limit = min(grant.epsilon, budget.epsilon)
         everything = [*self.mechanisms(), spend.mechanism]
-        accountant: AccountantName = "rdp"
+        # Without sampling the tight price is exact and quick. With it RDP, which is looser, is
+        # asked first, and the tight accountant decides.
+        is_sampled = any(one.sampling_rate < 1 for one in everything)
+        accountant: AccountantName = "rdp" if is_sampled else "prv"
         total = epsilon_spent(everything, grant.delta, accountant)
-        if not total <= limit:  # RDP is quick, and looser; the tight accountant decides
+        if not total <= limit and accountant == "rdp":
             accountant = "prv"
             total = epsilon_spent(everything, grant.delta, accountant)
         if not total <= limit:  # NaN would be refused as well

@@ -67,7 +67,7 @@ def test_a_run_is_begun_shown_and_not_begun_again(config_file: Path, quiet: list
     first = asked("run", config_file, *quiet)
     assert first.exit_code == 0, first.output
     assert "Not registered, so they cannot join: b" in first.output
-    assert "Run run-1: platforms connect to 0.0.0.0:8000; waiting for 2 to 2" in first.output
+    assert "Run run-1: platforms connect to 0.0.0.0:8000; waiting for 2 of" in first.output
     assert "Run run-1: finished, 0 of 1 rounds" in first.output
     again = asked("run", config_file)
     assert again.exit_code == 0

@@ -328,10 +328,22 @@ def test_a_price_is_that_of_the_whole_period() -> None:
         spent(FITS).price(spend(99), BUDGET, day(0))
 
 
-def test_the_quick_accountant_is_asked_first_and_the_tight_one_decides() -> None:
+def test_without_sampling_the_price_is_exact_from_the_first_release_on() -> None:
     cheap = spent(1).price(spend(99), BUDGET, day(0))
-    assert cheap.accountant == "rdp"
-    assert cheap.after == epsilon_spent([STEP] * 2, 1e-5, "rdp") <= BUDGET.epsilon
+    assert cheap.accountant == "prv"
+    assert cheap.before == epsilon_spent([STEP], 1e-5)
+    assert cheap.after == epsilon_spent([STEP] * 2, 1e-5) < epsilon_spent([STEP] * 2, 1e-5, "rdp")
+
+
+def test_with_sampling_the_quick_accountant_is_asked_first_and_the_tight_one_decides() -> None:
+    sampled = SampledGaussian(noise_multiplier=1.0, sampling_rate=0.01, steps=10)
+    one = replace(spend(1), mechanism=sampled, mechanism_if_broken=sampled)
+    cheap = account(granted(BUDGET)).price(one, BUDGET, day(0))
+    quick, tight = (epsilon_spent([sampled], 1e-5, name) for name in ("rdp", "prv"))
+    assert (cheap.accountant, cheap.after) == ("rdp", quick)
+    between = replace(BUDGET, epsilon=(quick + tight) / 2)
+    dear = account(granted(between)).price(one, between, day(0))
+    assert (dear.accountant, dear.after) == ("prv", tight)
 
 
 def test_earlier_periods_are_not_in_the_price_of_this_one() -> None:
