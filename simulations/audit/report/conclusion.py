@@ -116,8 +116,12 @@ def _amber(
         yield f"the releases of {named(clear)} were added up in the clear"
     if lower_bound.attack is None:
         yield "nobody tried to attack it"
-    elif lower_bound.is_of_these_runs is False:
-        yield "what was attacked has other settings than these runs"
+    elif not lower_bound.is_of_these_runs:
+        because = "; ".join(lower_bound.differences)
+        if lower_bound.is_of_these_runs is False:
+            yield f"the attack was on other settings: {because}. Nobody tried to attack these"
+        else:
+            yield f"whether the attack was on these settings is not known: {because}"
 
 
 def _counted(findings: Sequence[Finding]) -> str:

@@ -20,10 +20,17 @@ from simulations.audit.report.strength import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from simulations.attacks.membership.result import Audit
+    from simulations.attacks.membership.result import Audit, Unit
     from simulations.audit.findings import Composition, Verification
     from simulations.audit.report.parts import PlatformPart
     from simulations.audit.report.statement import LowerBoundPoint
+
+
+_MADE_UP: Mapping[Unit, str] = {
+    "user": "made-up users",
+    "interaction": "made-up interactions",
+    "platform": "made-up platforms",
+}
 
 
 def first_page(
@@ -90,9 +97,10 @@ def _strong(
         if part.best_guess is not None:
             text.append(
                 "That is the worst case, which may be rare. Averaged over all that can happen, "
-                "somebody who sees everything and guesses as well as anybody can is right about "
-                f"you in at most {percent_text(part.best_guess)} of cases, where a coin is right "
-                "in 50 %."
+                "somebody who sees everything, guesses as well as anybody can, and has to guess "
+                f"about everybody is right in at most {percent_text(part.best_guess)} of cases, "
+                "where a coin is right in 50 %. Who guesses only when she is sure is right more "
+                "often, and about few."
             )
         if epsilon > WEAK:
             text.append(
@@ -174,14 +182,15 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
     if attack is None or not attack.audits:
         return lower_bound.text[:1] if attack is None else ("No attack was completed.",)
     text = []
-    if lower_bound.is_of_these_runs is False:
+    if not lower_bound.is_of_these_runs:
         text.append(lower_bound.text[0])
     best = max(attack.audits, key=proved)
     text.append(
         f"{len(attack.audits)} kinds of attacks were tried. The best was by "
-        f"{ADVERSARIES[best.adversary]}, with one "
-        f"{best.unit} in question: {best.num_correct} of {best.num_guesses} guesses were right. "
-        f"That proves that epsilon is at least {best.epsilon_lower:.2f}{_gaussian(best)} "
+        f"{ADVERSARIES[best.adversary]}, who had to find out of each of {best.num_canaries:,} "
+        f"{_MADE_UP[best.unit]} whether it was in the data: it was sure enough to guess about "
+        f"{best.num_guesses:,} of {best.num_canaries:,}, and right about {best.num_correct:,} of "
+        f"these. That proves that epsilon is at least {best.epsilon_lower:.2f}{_gaussian(best)} "
         f"({best.confidence:.0%} confidence), where {shown_epsilon(best.epsilon_accounted)} was "
         "accounted for."
     )

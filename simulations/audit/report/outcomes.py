@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from simulations.attacks.membership.result import AttackResult, Audit
+    from simulations.audit.report.likeness import Likeness
     from simulations.audit.report.parts import GroupUtility
-    from simulations.result import RunResult
 
 ADVERSARIES: Mapping[str, str] = {
     "releases": "somebody who sees every release (white box)",
@@ -20,22 +20,14 @@ ADVERSARIES: Mapping[str, str] = {
     "recommendations": "somebody who sees what other users are recommended (black box)",
 }
 
-_SAME = frozenset(
-    {
-        *("epsilon", "delta", "trust", "plan", "privacy_unit", "max_dropped", "max_colluding"),
-        *("rounds", "sampling_rate", "local_steps", "clipping_norm"),
-    }
-)
-"""Options that an attacked run must share with the audited one."""
-
 
 def proved(audit: Audit) -> float:
     """The larger of an attack's lower bounds: the one for Gaussian noise alone is tighter."""
     return max(audit.epsilon_lower, audit.epsilon_lower_gaussian or 0.0)
 
 
-def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult]) -> LowerBoundPoint:
-    """What was tried, and the least epsilon that it proves."""
+def lower_bound_point(attack: AttackResult | None, likeness: Likeness) -> LowerBoundPoint:
+    """What was tried, the least epsilon that it proves, and whether it is about these settings."""
     if attack is None:
         text: tuple[str, ...] = (
             (
@@ -44,17 +36,16 @@ def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult])
                 "and make this report again."
             ),
         )
-        return LowerBoundPoint(text=text, attack=None, is_of_these_runs=None)
-    same = None
-    if results:
-        same = any(_is_same(attack.configuration, result.configuration) for result in results)
+        return LowerBoundPoint(text=text, attack=None, is_of_these_runs=None, differences=())
+    because = "; ".join(likeness.reasons)
     whose = {
-        True: "The attacked configuration is that of a run in this report.",
-        False: "The attacked configuration is NOT that of any run in this report: what follows is "
-        "about another one.",
-        None: f"{NOT_KNOWN}whether the attacked configuration is what these platforms ran; compare "
-        "the settings below with the tables above.",
-    }[same]
+        True: "What was attacked has the settings of these platforms: the same epsilon, delta and "
+        "trust mode, and the same releases as far as the records tell.",
+        False: f"The attack was on OTHER settings than these: {because}. What follows is about "
+        "those, and says nothing about these platforms.",
+        None: f"{NOT_KNOWN}whether the attack was on the settings of these platforms: {because}. "
+        "What follows need not be about them.",
+    }[likeness.is_same]
     text = (whose, *(_audit_sentence(audit) for audit in attack.audits), *_memberships(attack))
     return LowerBoundPoint(
         text=(
@@ -65,12 +56,9 @@ def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult])
             ),
         ),
         attack=attack,
-        is_of_these_runs=same,
+        is_of_these_runs=likeness.is_same,
+        differences=likeness.reasons,
     )
-
-
-def _is_same(attacked: Mapping[str, object], audited: Mapping[str, object]) -> bool:
-    return all(attacked.get(name) == audited.get(name) for name in _SAME if name in audited)
 
 
 def _audit_sentence(audit: Audit) -> str:
