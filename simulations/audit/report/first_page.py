@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from simulations.audit.report.conclusion import NAMES_SHOWN, contradicting, named
-from simulations.audit.report.outcomes import ADVERSARIES, proved
+from simulations.audit.report.conclusion import (
+    FIRST_AUDIT,
+    NAMES_SHOWN,
+    contradicting,
+    is_first,
+    named,
+)
+from simulations.audit.report.outcomes import ADVERSARIES, MADE_UP, proved
 from simulations.audit.report.statement import Answer
 from simulations.audit.report.strength import (
     WEAK,
@@ -20,17 +26,10 @@ from simulations.audit.report.strength import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from simulations.attacks.membership.result import Audit, Unit
+    from simulations.attacks.membership.result import Audit
     from simulations.audit.findings import Composition, Verification
     from simulations.audit.report.parts import PlatformPart
     from simulations.audit.report.statement import LowerBoundPoint
-
-
-_MADE_UP: Mapping[Unit, str] = {
-    "user": "made-up users",
-    "interaction": "made-up interactions",
-    "platform": "made-up platforms",
-}
 
 
 def first_page(
@@ -53,24 +52,33 @@ def first_page(
     )
 
 
+_FROM_WHOM = (
+    "with everything she did there. From everyone outside her platform: the coordinator, the other "
+    "platforms, and whoever they share with. Not from her own platform, which has her data anyway."
+)
+
+
 def _protected(platforms: Mapping[str, PlatformPart]) -> tuple[str, ...]:
     none = [name for name, part in platforms.items() if part.guarantee == "none"]
     others = [name for name in platforms if name not in none]
     text = []
-    if others:
+    simulated = [name for name in others if platforms[name].is_simulation]
+    real = [name for name in others if name not in simulated]
+    if simulated:
         text.append(
-            f"Each single user of {named(others)}, with everything she did there. From everyone "
-            "outside her platform: the coordinator, the other platforms, and whoever they share "
-            "with. Not from her own platform, which has her data anyway."
+            f"Nobody{_at(simulated, platforms)}: this was a simulation, whose noise can be "
+            "computed by whoever knows its seed. What follows is what a real federation with the "
+            f"same settings would promise: to each single user of {named(simulated)}, {_FROM_WHOM}"
         )
+    if real:
+        text.append(f"Each single user of {named(real)}, {_FROM_WHOM}")
     if none:
         text.append(f"Nobody at {named(none)}: no noise was added there, or none that counts.")
-    if any(part.is_simulation for part in platforms.values()):
-        text.append(
-            "This was a simulation. Its noise can be computed by whoever knows its seed, so the "
-            "numbers say what a real federation with the same settings would promise."
-        )
     return tuple(text)
+
+
+def _at(names: Sequence[str], platforms: Mapping[str, PlatformPart]) -> str:
+    return "" if len(names) == len(platforms) else f" at {named(names)}"
 
 
 def _strong(
@@ -113,13 +121,14 @@ def _strong(
     most = compositions[-1] if len(compositions) > 1 else None
     if most is not None:
         together = (
-            "no bound"
+            "no bound can be given"
             if most.epsilon is None
-            else f"epsilon {shown_epsilon(most.epsilon)} together: {strength(most.epsilon)}"
+            else f"the promise to her is only epsilon {shown_epsilon(most.epsilon)}: "
+            f"{strength(most.epsilon)}"
         )
         text.append(
-            f"Somebody with an account at each of {most.num_platforms} platforms is charged at "
-            f"each: {together}."
+            f"Of somebody with an account at each of {most.num_platforms} platforms something "
+            f"leaves at each: {together}."
         )
     return tuple(text)
 
@@ -162,7 +171,9 @@ def _records(verification: Verification) -> tuple[str, ...]:
     text = [
         (
             f"{count['ok']} of {total} checks passed, {count['failed']} failed, and "
-            f"{count['unknown']} could not be made for lack of records. They were made by code "
+            f"{count['unknown']} could not be made"
+            + (f": {FIRST_AUDIT}. " if is_first(verification) else " for lack of records. ")
+            + "They were made by code "
             "that does not share its way with the product's, and prices were computed by three "
             "libraries."
         )
@@ -188,7 +199,7 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
     text.append(
         f"{len(attack.audits)} kinds of attacks were tried. The best was by "
         f"{ADVERSARIES[best.adversary]}, who had to find out of each of {best.num_canaries:,} "
-        f"{_MADE_UP[best.unit]} whether it was in the data: it was sure enough to guess about "
+        f"{MADE_UP[best.unit]} whether it was in the data: it was sure enough to guess about "
         f"{best.num_guesses:,} of {best.num_canaries:,}, and right about {best.num_correct:,} of "
         f"these. That proves that epsilon is at least {best.epsilon_lower:.2f}{_gaussian(best)} "
         f"({best.confidence:.0%} confidence), where {shown_epsilon(best.epsilon_accounted)} was "

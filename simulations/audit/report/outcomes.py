@@ -10,7 +10,7 @@ from simulations.audit.report.strength import shown_epsilon
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from simulations.attacks.membership.result import AttackResult, Audit
+    from simulations.attacks.membership.result import AttackResult, Audit, Unit
     from simulations.audit.report.likeness import Likeness
     from simulations.audit.report.parts import GroupUtility
 
@@ -19,6 +19,14 @@ ADVERSARIES: Mapping[str, str] = {
     "model": "somebody who has the finished model (black box)",
     "recommendations": "somebody who sees what other users are recommended (black box)",
 }
+
+
+MADE_UP: Mapping[Unit, str] = {
+    "user": "made-up users",
+    "interaction": "made-up interactions",
+    "platform": "made-up platforms",
+}
+"""What canaries of a unit are."""
 
 
 def proved(audit: Audit) -> float:
@@ -67,9 +75,10 @@ def _audit_sentence(audit: Audit) -> str:
     if audit.epsilon_lower_gaussian is not None:
         gaussian = f", and >= {audit.epsilon_lower_gaussian:.2f} of any Gaussian noise"
     return (
-        f"{ADVERSARIES[audit.adversary].capitalize()}, one {audit.unit} in question: "
-        f"{audit.num_correct} of {audit.num_guesses} guesses on {audit.num_canaries} canaries were "
-        f"right, which proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
+        f"{ADVERSARIES[audit.adversary].capitalize()}, and whether each of "
+        f"{audit.num_canaries:,} {MADE_UP[audit.unit]} was in the data: sure enough to guess about "
+        f"{audit.num_guesses:,}, and right about {audit.num_correct:,} of these, which "
+        f"proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
         f"confidence{gaussian} (accounted: {accounted} at delta {audit.delta:g}; "
         f"{audit.accounted_as}). Area under the ROC curve: {audit.roc.auc:.3f}; .5 is guessing. "
         f"{audit.detail.rstrip('.')}."

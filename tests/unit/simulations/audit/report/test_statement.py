@@ -515,3 +515,32 @@ def test_what_does_not_make_sense_ends_what_is_believed(ledger: Path) -> None:
 def test_the_list_of_points_and_the_fields_are_the_same() -> None:
     assert set(REQUIRED.values()) == set(POINTS)
     assert set(POINTS) <= {field.name for field in fields(AuditStatement)}
+
+
+def test_a_first_audit_of_single_copies_is_told_as_that_and_other_gaps_as_gaps(
+    ledger: Path,
+) -> None:
+    first = state([ledger], verification(unknown=["since", "copies"])).conclusion.reasons
+    assert any("first audit of these ledgers" in reason for reason in first)
+    assert not any("lack of records" in reason for reason in first)
+    more = state([ledger], verification(unknown=["since", "copies", "head"])).conclusion.reasons
+    assert any("lack of records (since 1, copies 1, head 1)" in reason for reason in more)
+
+
+def test_of_a_simulation_the_first_word_is_that_nobody_was_protected(tmp_path: Path) -> None:
+    simulated = state([write_platform(tmp_path / "a", seed=1)])
+    assert simulated.summary[0].text[0].startswith("Nobody: this was a simulation, ")
+    deployed = state([write_platform(tmp_path / "b")])
+    assert deployed.summary[0].text[0].startswith("Each single user of north")
+    assert any("if it ran the released software" in text for text in deployed.randomness.text)
+
+
+def test_platforms_with_the_same_promise_share_a_sentence(tmp_path: Path) -> None:
+    names = ("east", "north", "south")
+    ledgers = [write_platform(tmp_path / name, name) for name in names[:2]]
+    ledgers.append(
+        write_platform(tmp_path / "south", "south", requests=[sum_request("south", noise=9.0)])
+    )
+    text = state(ledgers).guarantee.text
+    assert text[0].startswith("east, north: epsilon 2.95 ")
+    assert text[1].startswith("south: epsilon ")
