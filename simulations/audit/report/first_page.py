@@ -68,8 +68,9 @@ def _protected(platforms: Mapping[str, PlatformPart]) -> tuple[str, ...]:
         text.append(
             f"Nobody{_at(simulated, platforms)}: this was a simulation, whose noise can be "
             "computed by whoever knows its seed. What follows is what a real federation with the "
-            f"same settings would promise: to each single user of {named(simulated)}, {_FROM_WHOM}"
+            "same settings would promise."
         )
+        text.append(f"It would protect each single user of {named(simulated)}, {_FROM_WHOM}")
     if real:
         text.append(f"Each single user of {named(real)}, {_FROM_WHOM}")
     if none:

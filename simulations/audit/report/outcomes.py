@@ -54,7 +54,8 @@ def lower_bound_point(attack: AttackResult | None, likeness: Likeness) -> LowerB
         None: f"{NOT_KNOWN}whether the attack was on the settings of these platforms: {because}. "
         "What follows need not be about them.",
     }[likeness.is_same]
-    text = (whose, *(_audit_sentence(audit) for audit in attack.audits), *_memberships(attack))
+    tried = [line for audit in attack.audits for line in _audit_lines(audit)]
+    text = (whose, *tried, *_memberships(attack))
     return LowerBoundPoint(
         text=(
             *text,
@@ -69,19 +70,24 @@ def lower_bound_point(attack: AttackResult | None, likeness: Likeness) -> LowerB
     )
 
 
-def _audit_sentence(audit: Audit) -> str:
+def _audit_lines(audit: Audit) -> tuple[str, str, str]:
     accounted = shown_epsilon(audit.epsilon_accounted)
     gaussian = ""
     if audit.epsilon_lower_gaussian is not None:
         gaussian = f", and >= {audit.epsilon_lower_gaussian:.2f} of any Gaussian noise"
     return (
-        f"{ADVERSARIES[audit.adversary].capitalize()}, and whether each of "
-        f"{audit.num_canaries:,} {MADE_UP[audit.unit]} was in the data: sure enough to guess about "
-        f"{audit.num_guesses:,}, and right about {audit.num_correct:,} of these, which "
-        f"proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
-        f"confidence{gaussian} (accounted: {accounted} at delta {audit.delta:g}; "
-        f"{audit.accounted_as}). Area under the ROC curve: {audit.roc.auc:.3f}; .5 is guessing. "
-        f"{audit.detail.rstrip('.')}."
+        (
+            f"{ADVERSARIES[audit.adversary].capitalize()}, and whether each of "
+            f"{audit.num_canaries:,} {MADE_UP[audit.unit]} was in the data: sure enough to guess "
+            f"about {audit.num_guesses:,}, and right about {audit.num_correct:,} of these, which "
+            f"proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
+            f"confidence{gaussian}. Accounted: {accounted} at delta {audit.delta:g}."
+        ),
+        (
+            f"How: {audit.detail.rstrip('.')}. Area under the ROC curve: {audit.roc.auc:.3f}; .5 "
+            "is guessing."
+        ),
+        f"Accounted as: {audit.accounted_as.rstrip('.')}.",
     )
 
 
