@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from simulations.audit.report import limits, outcomes, points
 from simulations.audit.report.conclusion import conclude
 from simulations.audit.report.first_page import first_page
+from simulations.audit.report.likeness import likeness
 from simulations.audit.report.platforms import believe, platform_part
 from simulations.audit.report.points import Audited
 from simulations.audit.report.statement import AuditStatement
@@ -50,7 +51,9 @@ def state_audit(
     parts = {platform.name: platform.part for platform in platforms}
     results = list(evidence.results.values())
     mechanisms = points.mechanisms_point(platforms)
-    lower_bound = outcomes.lower_bound_point(attack, results)
+    lower_bound = outcomes.lower_bound_point(
+        attack, likeness(attack, parts, mechanisms.uses, results)
+    )
     tuning = limits.tuning_point(platforms, results)
     cannot_know = limits.cannot_know_point(evidence, platforms)
     groups = [

@@ -25,6 +25,10 @@ NAMES_SHOWN = 6
 """More names than this do not make a sentence."""
 
 
+FIRST_AUDIT = "this is the first audit of these ledgers, and each was seen in one copy"
+"""Instead of what could not be checked, where it is that alone."""
+
+
 def conclude(
     platforms: Mapping[str, PlatformPart],
     verification: Verification,
@@ -78,6 +82,13 @@ def _red(
         yield "there is no ledger, so nothing that was spent is known"
 
 
+def is_first(verification: Verification) -> bool:
+    """Whether all that could not be checked is what no first audit of single copies can check."""
+    unknown = {f.check for f in verification.findings if f.verdict == "unknown"}
+    tried = {f.check for f in verification.findings if f.verdict != "unknown"}
+    return unknown == {"since", "copies"} and unknown.isdisjoint(tried)
+
+
 def contradicting(lower_bound: LowerBoundPoint) -> list[Audit]:
     """Attacks that got more than was accounted for."""
     audits = lower_bound.attack.audits if lower_bound.attack else ()
@@ -105,7 +116,11 @@ def _amber(
     if unknown:
         kinds = Counter(finding.check for finding in unknown)
         which = named([f"{kind} {number}" for kind, number in kinds.items()])
-        yield f"{_counted(unknown)} could not be made for lack of records ({which})"
+        yield (
+            FIRST_AUDIT
+            if is_first(verification)
+            else f"{_counted(unknown)} could not be made for lack of records ({which})"
+        )
     if not verification.findings:
         yield "nothing was checked"
     unseen = [name for name, part in platforms.items() if part.is_simulation is None]
@@ -114,10 +129,17 @@ def _amber(
     clear = [name for name, part in platforms.items() if part.trust == "secagg-simulated"]
     if clear:
         yield f"the releases of {named(clear)} were added up in the clear"
+    yield from _untried(lower_bound)
+
+
+def _untried(lower_bound: LowerBoundPoint) -> Iterable[str]:
+    because = "; ".join(lower_bound.differences)
     if lower_bound.attack is None:
         yield "nobody tried to attack it"
     elif lower_bound.is_of_these_runs is False:
-        yield "what was attacked has other settings than these runs"
+        yield f"the attack was on other settings: {because}. Nobody tried to attack these"
+    elif lower_bound.is_of_these_runs is None:
+        yield f"whether the attack was on these settings is not known: {because}"
 
 
 def _counted(findings: Sequence[Finding]) -> str:

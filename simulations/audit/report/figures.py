@@ -28,10 +28,11 @@ from simulations.drawing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import LineStyleType
 
     from simulations.audit.report.parts import PlatformPart
     from simulations.audit.report.statement import AuditStatement
@@ -42,8 +43,9 @@ CAPTIONS: Mapping[str, str] = {
     "curve": "All (epsilon, delta) pairs that hold for everything a platform ever released. Lower "
     "and further left is more private.",
     "odds": "From what somebody thought before to the most that she can think after seeing "
-    "everything. On the dashed line nothing is learned.",
-    "accounts": "What a person with accounts at several platforms is charged at most.",
+    "everything. On the thin dotted diagonal nothing is learned.",
+    "accounts": "The promise to a person with accounts at several platforms: epsilon of all "
+    "together.",
     "utility": "Who is served how well: NDCG@10 alone and as served, with one standard error of "
     "the gain.",
     "roc": "How well attacks told which users were in the data, beside the most that is allowed. "
@@ -87,6 +89,29 @@ def _largest(platforms: Mapping[str, PlatformPart]) -> list[str]:
     return order[:MOST_LINES]
 
 
+def _alike(
+    platforms: Mapping[str, PlatformPart], line: Callable[[PlatformPart], tuple[object, ...]]
+) -> dict[str, PlatformPart]:
+    """One platform of each group whose lines are equal, by the names of the group."""
+    groups: dict[object, list[str]] = {}
+    for name, part in platforms.items():
+        groups.setdefault(line(part), []).append(name)
+    return {_group_label(names): platforms[names[0]] for names in groups.values()}
+
+
+def _steps(part: PlatformPart) -> tuple[object, ...]:
+    """All that is drawn of its spending."""
+    return (
+        *((step.number, step.period, step.epsilon, step.budget) for step in part.history),
+        *((grant.epsilon, grant.begins_period, grant.charges_before) for grant in part.grants),
+    )
+
+
+def _group_label(names: Sequence[str]) -> str:
+    label = ", ".join(shortened(name, 24 // min(2, len(names))) for name in names[:2])
+    return f"{label} and {len(names) - 2} more" if len(names) > 2 else label
+
+
 def _cut(platforms: Mapping[str, PlatformPart]) -> str:
     number = len(platforms)
     return f" ({MOST_LINES} largest of {number})" if number > MOST_LINES else ""
@@ -105,8 +130,9 @@ def _spending(platforms: Mapping[str, PlatformPart]) -> Figure | None:
         f"Privacy spent by each user at most{_cut(platforms)}", height=4.0 + 0.07 * len(shown)
     )
     style_axes(axes, grid="both")
-    for index, (name, part) in enumerate(shown.items()):
-        _spending_of(axes, index, name, part)
+    groups = _alike(shown, _steps)
+    for index, (label, part) in enumerate(groups.items()):
+        _spending_of(axes, index, label, part)
     last = max(step.number for part in shown.values() for step in part.history)
     deltas = sorted({part.delta for part in shown.values() if part.delta is not None})
     axes.set_xlabel("charge (one for each release, from the first on)")
@@ -119,7 +145,7 @@ def _spending(platforms: Mapping[str, PlatformPart]) -> Figure | None:
     return figure
 
 
-def _spending_of(axes: Axes, index: int, name: str, part: PlatformPart) -> None:
+def _spending_of(axes: Axes, index: int, label: str, part: PlatformPart) -> None:
     colour = LINE_COLOURS[index % len(LINE_COLOURS)]
     places, heights, budgets = [0.0], [0.0], [part.grants[0].epsilon if part.grants else None]
     ends, period = [], part.history[0].period
@@ -143,7 +169,7 @@ def _spending_of(axes: Axes, index: int, name: str, part: PlatformPart) -> None:
         markersize=8 - 5 * index / MOST_LINES,
         markevery=max(1, len(part.history) // 12),
         linestyle="none",
-        label=shortened(name, 24),
+        label=label,
     )
     limits = [math.nan if budget is None else budget for budget in budgets]
     axes.step(places, limits, where="pre", color=INK, linewidth=1, linestyle=(0, (5, 3)))
@@ -185,7 +211,8 @@ def _curves(platforms: Mapping[str, PlatformPart]) -> Figure | None:
         return None
     figure, axes = new_figure(f"Every (epsilon, delta) that holds{_cut(platforms)}")
     style_axes(axes, grid="both")
-    for index, (name, part) in enumerate(shown.items()):
+    groups = _alike(shown, lambda part: part.curve)
+    for index, (label, part) in enumerate(groups.items()):
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         epsilons, deltas = zip(*part.curve, strict=True)
         axes.plot(
@@ -196,7 +223,7 @@ def _curves(platforms: Mapping[str, PlatformPart]) -> Figure | None:
             markevery=(index % 4, 4),
             markersize=5,
             linewidth=2.4 - 1.6 * index / MOST_LINES,
-            label=shortened(name, 24),
+            label=label,
         )
         if index == 0 and part.delta is not None and part.epsilon_for_life is not None:
             axes.axhline(part.delta, color=INK, linewidth=1, linestyle=(0, (5, 3)))
@@ -223,18 +250,18 @@ def _odds(statement: AuditStatement) -> Figure | None:
     figure, axes = new_figure("What somebody can come to believe, by what she believed before")
     style_axes(axes, grid="both")
     priors = np.linspace(0.001, 0.999, 500)
-    lines = [
+    lines: list[tuple[float, str, LineStyleType, float]] = [
         *((e, f"epsilon {e:g}", (0, (4, 2)), 1.2) for e in _REFERENCE_EPSILONS),
         (spent, f"accounted: epsilon {shown_epsilon(spent)}", "solid", 2.6),
     ]
     attack = statement.lower_bound.attack
-    lower = (
-        max((proved(a) for a in attack.audits if a.unit == "user"), default=0.0)
-        if (attack)
-        else 0.0
-    )
-    if lower > 0:
-        lines.append((lower, f"an attack reached: epsilon {lower:.2f}", (0, (1, 1)), 2.2))
+    audits = attack.audits if attack and statement.lower_bound.is_of_these_runs else ()
+    users = [audit for audit in audits if audit.unit == "user"]
+    best = max(users, key=proved, default=None)
+    if best is not None and proved(best) > 0:
+        bound = "any noise" if proved(best) == best.epsilon_lower else "if the noise is Gaussian"
+        label = f"an attack proved ({bound}): epsilon {proved(best):.2f}"
+        lines.append((proved(best), label, (0, (6, 2, 1, 2)), 2.2))
     for (epsilon, label, style, width), colour in zip(
         lines, ("#56B4E9", "#009E73", "#E69F00", "#D55E00", "#000000"), strict=False
     ):
@@ -246,7 +273,7 @@ def _odds(statement: AuditStatement) -> Figure | None:
             linewidth=width,
             label=label,
         )
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (2, 4)))
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="dotted", label="nothing learned")
     axes.axvline(0.5, color=FAINT, linewidth=1)
     axes.plot([0.5], [posterior(0.5, spent)], "o", color="#D55E00", markersize=7)
     percent = FuncFormatter(lambda x, _: f"{x:.0%}")

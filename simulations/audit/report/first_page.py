@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from simulations.audit.report.conclusion import NAMES_SHOWN, contradicting, named
-from simulations.audit.report.outcomes import ADVERSARIES, proved
+from simulations.audit.report.conclusion import (
+    FIRST_AUDIT,
+    NAMES_SHOWN,
+    contradicting,
+    is_first,
+    named,
+)
+from simulations.audit.report.outcomes import ADVERSARIES, MADE_UP, proved
 from simulations.audit.report.statement import Answer
 from simulations.audit.report.strength import (
     WEAK,
@@ -46,24 +52,34 @@ def first_page(
     )
 
 
+_FROM_WHOM = (
+    "with everything she did there. From everyone outside her platform: the coordinator, the other "
+    "platforms, and whoever they share with. Not from her own platform, which has her data anyway."
+)
+
+
 def _protected(platforms: Mapping[str, PlatformPart]) -> tuple[str, ...]:
     none = [name for name, part in platforms.items() if part.guarantee == "none"]
     others = [name for name in platforms if name not in none]
     text = []
-    if others:
+    simulated = [name for name in others if platforms[name].is_simulation]
+    real = [name for name in others if name not in simulated]
+    if simulated:
         text.append(
-            f"Each single user of {named(others)}, with everything she did there. From everyone "
-            "outside her platform: the coordinator, the other platforms, and whoever they share "
-            "with. Not from her own platform, which has her data anyway."
+            f"Nobody{_at(simulated, platforms)}: this was a simulation, whose noise can be "
+            "computed by whoever knows its seed. What follows is what a real federation with the "
+            "same settings would promise."
         )
+        text.append(f"It would protect each single user of {named(simulated)}, {_FROM_WHOM}")
+    if real:
+        text.append(f"Each single user of {named(real)}, {_FROM_WHOM}")
     if none:
         text.append(f"Nobody at {named(none)}: no noise was added there, or none that counts.")
-    if any(part.is_simulation for part in platforms.values()):
-        text.append(
-            "This was a simulation. Its noise can be computed by whoever knows its seed, so the "
-            "numbers say what a real federation with the same settings would promise."
-        )
     return tuple(text)
+
+
+def _at(names: Sequence[str], platforms: Mapping[str, PlatformPart]) -> str:
+    return "" if len(names) == len(platforms) else f" at {named(names)}"
 
 
 def _strong(
@@ -90,9 +106,10 @@ def _strong(
         if part.best_guess is not None:
             text.append(
                 "That is the worst case, which may be rare. Averaged over all that can happen, "
-                "somebody who sees everything and guesses as well as anybody can is right about "
-                f"you in at most {percent_text(part.best_guess)} of cases, where a coin is right "
-                "in 50 %."
+                "somebody who sees everything, guesses as well as anybody can, and has to guess "
+                f"about everybody is right in at most {percent_text(part.best_guess)} of cases, "
+                "where a coin is right in 50 %. Who guesses only when she is sure is right more "
+                "often, and about few."
             )
         if epsilon > WEAK:
             text.append(
@@ -105,13 +122,14 @@ def _strong(
     most = compositions[-1] if len(compositions) > 1 else None
     if most is not None:
         together = (
-            "no bound"
+            "no bound can be given"
             if most.epsilon is None
-            else f"epsilon {shown_epsilon(most.epsilon)} together: {strength(most.epsilon)}"
+            else f"the promise to her is only epsilon {shown_epsilon(most.epsilon)}: "
+            f"{strength(most.epsilon)}"
         )
         text.append(
-            f"Somebody with an account at each of {most.num_platforms} platforms is charged at "
-            f"each: {together}."
+            f"Of somebody with an account at each of {most.num_platforms} platforms something "
+            f"leaves at each: {together}."
         )
     return tuple(text)
 
@@ -154,7 +172,9 @@ def _records(verification: Verification) -> tuple[str, ...]:
     text = [
         (
             f"{count['ok']} of {total} checks passed, {count['failed']} failed, and "
-            f"{count['unknown']} could not be made for lack of records. They were made by code "
+            f"{count['unknown']} could not be made"
+            + (f": {FIRST_AUDIT}. " if is_first(verification) else " for lack of records. ")
+            + "They were made by code "
             "that does not share its way with the product's, and prices were computed by three "
             "libraries."
         )
@@ -174,14 +194,15 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
     if attack is None or not attack.audits:
         return lower_bound.text[:1] if attack is None else ("No attack was completed.",)
     text = []
-    if lower_bound.is_of_these_runs is False:
+    if not lower_bound.is_of_these_runs:
         text.append(lower_bound.text[0])
     best = max(attack.audits, key=proved)
     text.append(
         f"{len(attack.audits)} kinds of attacks were tried. The best was by "
-        f"{ADVERSARIES[best.adversary]}, with one "
-        f"{best.unit} in question: {best.num_correct} of {best.num_guesses} guesses were right. "
-        f"That proves that epsilon is at least {best.epsilon_lower:.2f}{_gaussian(best)} "
+        f"{ADVERSARIES[best.adversary]}, who had to find out of each of {best.num_canaries:,} "
+        f"{MADE_UP[best.unit]} whether it was in the data: it was sure enough to guess about "
+        f"{best.num_guesses:,} of {best.num_canaries:,}, and right about {best.num_correct:,} of "
+        f"these. That proves that epsilon is at least {best.epsilon_lower:.2f}{_gaussian(best)} "
         f"({best.confidence:.0%} confidence), where {shown_epsilon(best.epsilon_accounted)} was "
         "accounted for."
     )

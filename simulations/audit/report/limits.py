@@ -76,8 +76,9 @@ def randomness_point(platforms: Sequence[Audited]) -> RandomnessPoint:
         (
             "operating system",
             (
-                "the noise of each release comes from a fresh 256-bit key of the operating system "
-                "that is never stored."
+                "if it ran the released software, the noise of each release comes from a fresh "
+                "256-bit key of the operating system that is never stored; platform.toml asks for "
+                "no seed. No record can tell which software ran."
             ),
         ),
         (
@@ -93,10 +94,10 @@ def randomness_point(platforms: Sequence[Audited]) -> RandomnessPoint:
             text.append(f"{', '.join(names)}: {sentence}")
     text += [
         (
-            "The generator is the key stream of AES-256 in counter mode; normal draws by Box and "
-            "Muller from 63-bit uniforms, which end at 9.4 standard deviations. Coins of sampling "
-            "and dropout come from the same source; negatives from PCG64 with a 128-bit seed of it "
-            "(common/privacy/randomness.py)."
+            "In the released software the generator is the key stream of AES-256 in counter mode; "
+            "normal draws by Box and Muller from 63-bit uniforms, which end at 9.4 standard "
+            "deviations. Coins of sampling and dropout come from the same source; negatives from "
+            "PCG64 with a 128-bit seed of it (common/privacy/randomness.py)."
         ),
         (
             "Floating point: sums and noise are float64, and the result is rounded to a public "

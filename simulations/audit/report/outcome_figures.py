@@ -123,7 +123,7 @@ def roc_curves(statement: AuditStatement) -> Figure | None:
     rates = np.logspace(math.log10(_FLOOR), 0, 200)
     axes.plot(rates, rates, color=INK, linewidth=0.8, linestyle=(0, (2, 4)), label="guessing")
     curves = [part.curve for part in statement.platforms.values() if part.curve]
-    if curves and statement.lower_bound.is_of_these_runs is not False:
+    if curves and statement.lower_bound.is_of_these_runs:
         allowed = [max(true_positive_bound(float(r), curve) for curve in curves) for r in rates]
         axes.plot(rates, allowed, color=INK, linewidth=2, label="most that is allowed for a user")
     for set_scale, set_limits in (

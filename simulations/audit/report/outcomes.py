@@ -10,9 +10,9 @@ from simulations.audit.report.strength import shown_epsilon
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from simulations.attacks.membership.result import AttackResult, Audit
+    from simulations.attacks.membership.result import AttackResult, Audit, Unit
+    from simulations.audit.report.likeness import Likeness
     from simulations.audit.report.parts import GroupUtility
-    from simulations.result import RunResult
 
 ADVERSARIES: Mapping[str, str] = {
     "releases": "somebody who sees every release (white box)",
@@ -20,13 +20,13 @@ ADVERSARIES: Mapping[str, str] = {
     "recommendations": "somebody who sees what other users are recommended (black box)",
 }
 
-_SAME = frozenset(
-    {
-        *("epsilon", "delta", "trust", "plan", "privacy_unit", "max_dropped", "max_colluding"),
-        *("rounds", "sampling_rate", "local_steps", "clipping_norm"),
-    }
-)
-"""Options that an attacked run must share with the audited one."""
+
+MADE_UP: Mapping[Unit, str] = {
+    "user": "made-up users",
+    "interaction": "made-up interactions",
+    "platform": "made-up platforms",
+}
+"""What canaries of a unit are."""
 
 
 def proved(audit: Audit) -> float:
@@ -34,8 +34,8 @@ def proved(audit: Audit) -> float:
     return max(audit.epsilon_lower, audit.epsilon_lower_gaussian or 0.0)
 
 
-def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult]) -> LowerBoundPoint:
-    """What was tried, and the least epsilon that it proves."""
+def lower_bound_point(attack: AttackResult | None, likeness: Likeness) -> LowerBoundPoint:
+    """What was tried, the least epsilon that it proves, and whether it is about these settings."""
     if attack is None:
         text: tuple[str, ...] = (
             (
@@ -44,18 +44,18 @@ def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult])
                 "and make this report again."
             ),
         )
-        return LowerBoundPoint(text=text, attack=None, is_of_these_runs=None)
-    same = None
-    if results:
-        same = any(_is_same(attack.configuration, result.configuration) for result in results)
+        return LowerBoundPoint(text=text, attack=None, is_of_these_runs=None, differences=())
+    because = "; ".join(likeness.reasons)
     whose = {
-        True: "The attacked configuration is that of a run in this report.",
-        False: "The attacked configuration is NOT that of any run in this report: what follows is "
-        "about another one.",
-        None: f"{NOT_KNOWN}whether the attacked configuration is what these platforms ran; compare "
-        "the settings below with the tables above.",
-    }[same]
-    text = (whose, *(_audit_sentence(audit) for audit in attack.audits), *_memberships(attack))
+        True: "What was attacked has the settings of these platforms: the same epsilon, delta and "
+        "trust mode, and the same releases as far as the records tell.",
+        False: f"The attack was on OTHER settings than these: {because}. What follows is about "
+        "those, and says nothing about these platforms.",
+        None: f"{NOT_KNOWN}whether the attack was on the settings of these platforms: {because}. "
+        "What follows need not be about them.",
+    }[likeness.is_same]
+    tried = [line for audit in attack.audits for line in _audit_lines(audit)]
+    text = (whose, *tried, *_memberships(attack))
     return LowerBoundPoint(
         text=(
             *text,
@@ -65,26 +65,29 @@ def lower_bound_point(attack: AttackResult | None, results: Sequence[RunResult])
             ),
         ),
         attack=attack,
-        is_of_these_runs=same,
+        is_of_these_runs=likeness.is_same,
+        differences=likeness.reasons,
     )
 
 
-def _is_same(attacked: Mapping[str, object], audited: Mapping[str, object]) -> bool:
-    return all(attacked.get(name) == audited.get(name) for name in _SAME if name in audited)
-
-
-def _audit_sentence(audit: Audit) -> str:
+def _audit_lines(audit: Audit) -> tuple[str, str, str]:
     accounted = shown_epsilon(audit.epsilon_accounted)
     gaussian = ""
     if audit.epsilon_lower_gaussian is not None:
         gaussian = f", and >= {audit.epsilon_lower_gaussian:.2f} of any Gaussian noise"
     return (
-        f"{ADVERSARIES[audit.adversary].capitalize()}, one {audit.unit} in question: "
-        f"{audit.num_correct} of {audit.num_guesses} guesses on {audit.num_canaries} canaries were "
-        f"right, which proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
-        f"confidence{gaussian} (accounted: {accounted} at delta {audit.delta:g}; "
-        f"{audit.accounted_as}). Area under the ROC curve: {audit.roc.auc:.3f}; .5 is guessing. "
-        f"{audit.detail.rstrip('.')}."
+        (
+            f"{ADVERSARIES[audit.adversary].capitalize()}, and whether each of "
+            f"{audit.num_canaries:,} {MADE_UP[audit.unit]} was in the data: sure enough to guess "
+            f"about {audit.num_guesses:,}, and right about {audit.num_correct:,} of these, which "
+            f"proves epsilon >= {audit.epsilon_lower:.2f} at {audit.confidence:.0%} "
+            f"confidence{gaussian}. Accounted: {accounted} at delta {audit.delta:g}."
+        ),
+        (
+            f"How: {audit.detail.rstrip('.')}. Area under the ROC curve: {audit.roc.auc:.3f}; .5 "
+            "is guessing."
+        ),
+        f"Accounted as: {audit.accounted_as.rstrip('.')}.",
     )
 
 

@@ -10,6 +10,7 @@ from simulations.audit.report.strength import percent_text, shown_epsilon
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from simulations.audit.report.parts import PlatformPart
     from simulations.audit.report.statement import AuditStatement
 
 DASH = "\N{EN DASH}"
@@ -37,14 +38,27 @@ def _is_word(cell: str) -> bool:
     return cell[:1].isalpha() or sum(letter.isalpha() for letter in cell) > 4
 
 
+_BROKEN = ("if secure aggregation broke",)
+
+
+def _has_secagg(statement: AuditStatement) -> bool:
+    """Whether some platform's releases were added up so that nobody sees a single one."""
+    return any((part.trust or "").startswith("secagg") for part in statement.platforms.values())
+
+
+def _if_broken(part: PlatformPart) -> str:
+    return "not known" if part.delta is None else shown_epsilon(part.epsilon_if_secagg_broken)
+
+
 def _guarantee(statement: AuditStatement) -> Sequence[Table]:
+    if_broken = _has_secagg(statement)
     return (
         Table(
             caption="Epsilon and delta of each platform; the number for life is of everything.",
             header=(
                 *("platform", "population declared", "epsilon, running period", "granted"),
-                *("epsilon for life", "delta", "if secure aggregation broke"),
-                *("50 % becomes at most", "best guess is right in"),
+                *("epsilon for life", "delta", *(_BROKEN if if_broken else ())),
+                *("50 % becomes at most", "best guess about everybody is right in"),
             ),
             rows=tuple(
                 (
@@ -54,9 +68,7 @@ def _guarantee(statement: AuditStatement) -> Sequence[Table]:
                     DASH if part.budget is None else f"{part.budget:g}",
                     shown_epsilon(part.epsilon_for_life) if part.delta is not None else "not known",
                     DASH if part.delta is None else f"{part.delta:g}",
-                    shown_epsilon(part.epsilon_if_secagg_broken)
-                    if part.delta is not None
-                    else "not known",
+                    *((_if_broken(part),) if if_broken else ()),
                     *(
                         DASH if value is None else percent_text(value)
                         for value in (part.posterior_from_half, part.best_guess)
@@ -98,20 +110,22 @@ def _mechanisms(statement: AuditStatement) -> Sequence[Table]:
 
 
 def _accounting(statement: AuditStatement) -> Sequence[Table]:
+    if_broken = _has_secagg(statement)
     names = ("recorded", "product", "opacus_prv", "opacus_rdp", "dp_accounting")
     return (
         Table(
-            caption="Epsilon of everything reserved, by each accountant.",
+            caption="Epsilon of everything reserved, by each accountant. Opacus PRV and RDP are "
+            "looser upper bounds of the same spend: above the budget they are no overspending.",
             header=(
                 *("platform", "written down", "this software", "Opacus PRV", "Opacus RDP"),
-                *("dp-accounting", "no less than", "if secure aggregation broke"),
+                *("dp-accounting", "no less than", *(_BROKEN if if_broken else ())),
             ),
             rows=tuple(
                 (
                     name,
                     *(_number(getattr(prices, field)) for field in names),
                     _number(prices.dp_accounting_least),
-                    _number(prices.if_secagg_broken),
+                    *((_number(prices.if_secagg_broken),) if if_broken else ()),
                 )
                 for name, prices in statement.accounting.prices.items()
             ),
@@ -140,7 +154,7 @@ def _composition(statement: AuditStatement) -> Sequence[Table]:
             ),
         ),
         Table(
-            caption="A person with accounts at m platforms is charged at most this.",
+            caption="The promise to a person with accounts at m platforms is only this epsilon.",
             header=("m", "epsilon", "delta", "where it is most"),
             rows=tuple(
                 (
@@ -163,7 +177,7 @@ def _lower_bound(statement: AuditStatement) -> Sequence[Table]:
         Table(
             caption=f"Attacks ({attack.mode}; {attack.command}).",
             header=(
-                *("in question", "attacker sees", "canaries", "guesses", "right"),
+                *("canaries are a", "attacker sees", "canaries", "guesses", "right"),
                 *("epsilon proved", "of any Gaussian", "confidence", "estimate"),
                 *("accounted", "AUC"),
             ),

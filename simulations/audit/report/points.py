@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from common.privacy.accounting import _ORDERS
 from common.privacy.mechanisms import NEIGHBOURING
+from simulations.audit.report.conclusion import named
 from simulations.audit.report.platforms import run_parts, uses_of
 from simulations.audit.report.statement import (
     NOT_KNOWN,
@@ -87,7 +88,13 @@ def neighbouring_point() -> NeighbouringPoint:
 def guarantee_point(platforms: Sequence[Audited]) -> GuaranteePoint:
     """How much can be told."""
     parts = [p.part for p in platforms]
-    text = [_promise(p.name, p.part) for p in platforms]
+    groups: dict[str, list[Audited]] = {}
+    for platform in platforms:
+        groups.setdefault(_promise(platform.part), []).append(platform)
+    text = [
+        f"{named([p.name for p in group])}: {promise}{_populations([p.part for p in group])}"
+        for promise, group in groups.items()
+    ]
     text.append(
         "The full curve says how epsilon falls as delta grows; each of its points holds, so no "
         "single pair is the whole truth. The report has a figure and report.json all points. "
@@ -102,28 +109,38 @@ def guarantee_point(platforms: Sequence[Audited]) -> GuaranteePoint:
     )
 
 
-def _promise(name: str, part: PlatformPart) -> str:
+def _promise(part: PlatformPart) -> str:
+    """One platform's promise, in words that are the same where the promise is."""
     if part.guarantee == "none":
-        return f"{name}: no guarantee. Releases without noise that counts are not private at all."
+        return "no guarantee. Releases without noise that counts are not private at all."
     if part.delta is None:
-        return f"{name}: {NOT_KNOWN}epsilon and delta. Nothing was granted; platform.toml has them."
+        return f"{NOT_KNOWN}epsilon and delta. Nothing was granted; platform.toml has them."
     if part.guarantee == "unknown":
         return (
-            f"{name}: {NOT_KNOWN}what was spent. The ledger is not whole; its first "
+            f"{NOT_KNOWN}what was spent. The ledger is not whole; its first "
             f"{part.num_believed} entries cost epsilon {shown_epsilon(part.epsilon_for_life)} at "
             f"delta {delta_text(part.delta)}, and that is the least. An untouched copy would tell."
         )
     epsilon = part.epsilon_for_life or 0.0
-    population = (
-        f"{NOT_KNOWN}its population, which platform.toml declares."
-        if part.population is None
-        else f"It declares about {part.population:,} users, of whom delta gives up "
-        f"{part.population * part.delta:.2g} in expectation at most."
-    )
     return (
-        f"{name}: epsilon {shown_epsilon(epsilon)} at delta {delta_text(part.delta)} for "
-        f"everything that was ever charged, {part.num_reserved} charges. That is "
-        f"{strength(epsilon)}: odds may change {odds_text(epsilon)}. {population}"
+        f"epsilon {shown_epsilon(epsilon)} at delta {delta_text(part.delta)} for everything that "
+        f"was ever charged, {part.num_reserved} charges. That is {strength(epsilon)}: odds may "
+        f"change {odds_text(epsilon)}."
+    )
+
+
+def _populations(parts: Sequence[PlatformPart]) -> str:
+    """A sentence on platforms that promise the same; none where there is no bound."""
+    if parts[0].guarantee != "bounded":
+        return ""
+    known = [part.population for part in parts if part.population is not None]
+    if len(known) < len(parts):
+        return f" {NOT_KNOWN}the population of some, which platform.toml declares."
+    given_up = f"{max(known) * (parts[0].delta or 0.0):.2g} in expectation at most"
+    if len(parts) == 1:
+        return f" It declares about {known[0]:,} users, of whom delta gives up {given_up}."
+    return (
+        f" Each declares {min(known):,} to {max(known):,} users, of whom delta gives up {given_up}."
     )
 
 
@@ -226,7 +243,12 @@ def accounting_point(verification: Verification, versions: Mapping[str, str]) ->
         (
             "The table has what was written down when it was charged, the same recomputed by the "
             "product's code, and by libraries that the checks call directly: Opacus and Google's "
-            "dp-accounting. No accountant may say less than the last column."
+            "dp-accounting. No accountant may say less than the column 'no less than'."
+        ),
+        (
+            "Opacus' two numbers are looser upper bounds of the same spend and may lie above a "
+            "budget that was kept. Without sampling the price is exact (Balle and Wang 2018), and "
+            "it is this software's number that the budget is kept by."
         ),
     )
     return AccountingPoint(
@@ -272,8 +294,8 @@ def composition_point(
         )
     if len(platforms) > 1:
         text.append(
-            "A person with accounts at several platforms is charged at each. The table has what m "
-            "accounts cost together at most."
+            "Of a person with accounts at several platforms something leaves at each. The table "
+            "has the epsilon that is promised to her with m accounts."
         )
     return CompositionPoint(
         text=tuple(text), runs=tuple(runs), across_platforms=verification.compositions

@@ -30,6 +30,8 @@ HTML_FILE = "report.html"
 MARKDOWN_FILE = "report.md"
 FIGURES_FOLDER = "figures"
 
+_BLOCK = re.compile(r"[-+](\s|$)|>|-{2}|={2}")
+"""Begins a list, a quotation, a rule or a title when it begins a line."""
 _SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
@@ -100,9 +102,9 @@ def markdown_text(value: object) -> str:
     if isinstance(value, _Markdown):
         return value
     line = " ".join(str(value).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
     line = _SPECIAL.sub(r"\\\1", line).replace("://", ":&#47;/")
-    return f"\\{line}" if line[:1] in {"-", "+"} else line
+    return f"\\{line}" if _BLOCK.match(line) else line
 
 
 def _markdown_table(table: Table) -> _Markdown:

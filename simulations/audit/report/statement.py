@@ -225,8 +225,10 @@ class LowerBoundPoint(Checked):
     attack: AttackResult | None
     """Everything that was tried; None: nothing was."""
     is_of_these_runs: bool | None
-    """Whether the attacked configuration is that of the runs in this report; None if there is no
-    attack, or no run to compare."""
+    """Whether the attacked settings are those of the platforms and runs in this report; None if
+    there is no attack, or the records do not tell."""
+    differences: tuple[str, ...]
+    """What differs, or is not known: attacked, and not audited. Empty if they are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -323,3 +323,33 @@ def test_no_attack_on_a_gaussian_is_beyond_the_bound_of_its_curve(
         best = norm.cdf(norm.ppf(rate) + mean)
         assert best <= true_positive_bound(rate, curve) <= min(1.0, 1.5 * best + 0.01)
     assert advantage([]) == true_positive_bound(0.1, []) == 1.0
+
+
+def test_numbers_and_comparisons_stand_in_markdown_as_they_are() -> None:
+    assert markdown_text("epsilon >= 3") == "epsilon >= 3"
+    assert markdown_text("+0.0000") == "+0.0000"
+    assert markdown_text("> quoted") == "\\> quoted"
+    assert markdown_text("- listed") == "\\- listed"
+    assert markdown_text("---") == "\\---"
+    assert markdown_text("http://x") == "http:&#47;/x"
+
+
+def test_a_column_on_broken_secure_aggregation_needs_a_platform_that_uses_it(
+    statement: AuditStatement, drawn: dict[str, Figure]
+) -> None:
+    def headers(found: AuditStatement) -> str:
+        text = render_markdown(found, addresses(drawn))
+        return "".join(line for line in text.splitlines() if line.startswith("| platform "))
+
+    part = statement.platforms["north"]
+    masked = replace(statement, platforms={"north": replace(part, trust="secagg")})
+    assert "if secure aggregation broke" in headers(masked)
+    assert "if secure aggregation broke" not in headers(statement)
+
+
+def test_equal_lines_are_drawn_once_and_named_after_all_who_share_them(
+    drawn: dict[str, Figure],
+) -> None:
+    for name in ("spending", "curve"):
+        labels = [text.get_text() for text in drawn[name].legends[0].get_texts()]
+        assert labels == ["north, south"]

@@ -242,7 +242,7 @@ def test_the_verdict_is_never_greener_than_what_was_found(
 def test_green_takes_checks_that_passed_an_attack_and_a_promise_that_is_not_weak(
     ledger: Path,
 ) -> None:
-    conclusion = state([ledger], verification(), attack_result()).conclusion
+    conclusion = state([ledger], verification(), attack_result(accounted=2.95)).conclusion
     assert (conclusion.light, conclusion.reasons) == ("green", ())
 
 
@@ -329,12 +329,13 @@ def test_a_deployed_ledger_alone_gives_a_report_that_says_what_it_cannot_know(
 ) -> None:
     write_platform(tmp_path / "north")
     (tmp_path / "north/platform.toml").unlink()
-    statement = state([tmp_path / "north/state"], attack=attack_result(accounted=3.0))
+    statement = state([tmp_path / "north/state"], attack=attack_result(accounted=2.95))
     part = statement.platforms["north"]
     assert (part.population, part.is_simulation) == (None, None)
     assert part.guarantee == "bounded"
-    for name in ("guarantee", "randomness", "utility", "composition", "lower_bound"):
+    for name in ("guarantee", "randomness", "utility", "composition"):
         assert any(NOT_KNOWN in text for text in getattr(statement, name).text), name
+    assert statement.lower_bound.is_of_these_runs is True
     assert "no journal of the coordinator" in " ".join(statement.cannot_know.text)
     assert statement.utility.groups == ()
     assert statement.conclusion.light == "amber"
@@ -389,16 +390,103 @@ def test_utility_by_group_is_paired_over_users_and_needs_a_run(tmp_path: Path) -
     assert any(NOT_KNOWN in text for text in without.text)
 
 
-def test_an_attack_on_other_settings_is_not_taken_for_one_on_these(tmp_path: Path) -> None:
-    ledger = write_platform(tmp_path, seed=1)
-    evidence = replace(gather([ledger], []), results={tmp_path / "result.json": run_result()})
-    same = state(evidence, attack=attack_result(configuration={"epsilon": 8.0, "rounds": 2}))
-    other = state(evidence, attack=attack_result(configuration={"epsilon": 2.0, "rounds": 2}))
-    assert same.lower_bound.is_of_these_runs is True
-    assert other.lower_bound.is_of_these_runs is False
-    assert "other settings" in " ".join(other.conclusion.reasons)
-    assert "NOT that of any run" in other.lower_bound.text[0]
-    assert "NOT that of any run" in other.summary[4].text[0]
+OPTIONS = {
+    "epsilon": 8.0,
+    "delta": 1e-5,
+    "trust": "local",
+    "privacy_unit": "user",
+    "plan": "pairs",
+    "rounds": 2,
+    "sampling_rate": 1.0,
+    "local_steps": 1,
+    "clipping_norm": 0.25,
+}
+
+
+def planned(home: Path, counts: float = 1.8992, pairs: float = 0.63307) -> Path:
+    """What a run of :data:`OPTIONS` leaves at a platform."""
+    requests = [
+        sum_request("north", noise=counts),
+        sum_request("north", "item-pairs", noise=pairs),
+    ]
+    return write_platform(home, requests=requests)
+
+
+def test_an_attack_on_the_settings_of_the_platforms_is_taken_for_one_on_these(
+    tmp_path: Path,
+) -> None:
+    ledger = planned(tmp_path)
+    attack = attack_result(accounted=7.99, configuration=OPTIONS)
+    statement = state([ledger], attack=attack)
+    assert (statement.lower_bound.is_of_these_runs, statement.lower_bound.differences) == (True, ())
+    assert not any("attack" in reason for reason in statement.conclusion.reasons)
+    run = run_result(configuration={**OPTIONS, "data": None})
+    evidence = replace(gather([ledger], []), results={tmp_path / "result.json": run})
+    assert state(evidence, attack=attack).lower_bound.is_of_these_runs is True
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ({}, {"accounted": 6.0}, "epsilon 6, and not 8 (north)"),
+        ({}, {"delta": 1e-6}, "delta 1e-06, and not 1e-05 (north)"),
+        ({"trust": "secagg"}, {}, "trust secagg, and not local (north)"),
+        ({"plan": "both"}, {}, "item-pairs, rounds, and not item-counts, item-pairs (north)"),
+        ({"epsilon": 6.0}, {}, "noise 2.415 on item-counts, and not 1.899 (north)"),
+    ],
+    ids=["epsilon", "delta", "trust", "plan", "noise"],
+)
+def test_an_attack_on_other_settings_does_not_count_as_one_on_these(
+    tmp_path: Path, options: dict[str, object], changes: dict[str, Any], said: str
+) -> None:
+    attack = attack_result(**({"accounted": 7.99} | changes), configuration=OPTIONS | options)
+    statement = state([planned(tmp_path)], attack=attack)
+    assert statement.lower_bound.is_of_these_runs is False
+    assert statement.conclusion.light == "amber"
+    reason = next(r for r in statement.conclusion.reasons if "on other settings: " in r)
+    assert said in reason
+    assert "Nobody tried" in reason
+    guesses = " ".join(statement.summary[4].text)
+    assert said in guesses
+    assert "sure enough to guess about" in guesses
+
+
+def test_an_attack_on_rounds_of_other_steps_rate_or_clipping_is_on_other_settings(
+    tmp_path: Path,
+) -> None:
+    requests = [round_request("north", number, noise=8.0, rate=0.01) for number in (1, 2)]
+    ledger = write_platform(tmp_path, requests=requests)
+    spent = state([ledger]).platforms["north"].epsilon_for_life
+    same = {**OPTIONS, "plan": "ncf", "sampling_rate": 0.01}
+    for changes, said in (
+        ({}, ""),
+        ({"rounds": 3}, "3 noisy steps of 1 a round, and not 2"),
+        ({"sampling_rate": 0.02}, "sampling rate 0.02, and not 0.01"),
+        ({"clipping_norm": 1.0}, "clipping norm 1.0, and not 0.25"),
+    ):
+        attack = attack_result(0.0, spent, 0.0, configuration=same | changes)
+        found = state([ledger], attack=attack).lower_bound
+        assert found.is_of_these_runs is (not changes)
+        assert said in "; ".join(found.differences)
+
+
+def test_an_attack_on_other_options_than_those_of_the_runs_is_on_other_settings(
+    tmp_path: Path,
+) -> None:
+    run = run_result(configuration={**OPTIONS, "max_colluding": 3})
+    evidence = replace(gather([planned(tmp_path)], []), results={tmp_path / "result.json": run})
+    attack = attack_result(accounted=7.99, configuration=OPTIONS)
+    found = state(evidence, attack=attack).lower_bound
+    assert found.is_of_these_runs is False
+    assert found.differences == ("option max_colluding not told, and not 3",)
+
+
+def test_an_attack_whose_settings_are_not_told_does_not_count_either(tmp_path: Path) -> None:
+    attack = attack_result(accounted=7.99, configuration={})
+    statement = state([planned(tmp_path)], attack=attack)
+    assert statement.lower_bound.is_of_these_runs is None
+    assert any("is not known: attack.json" in reason for reason in statement.conclusion.reasons)
+    assert NOT_KNOWN in statement.summary[4].text[0]
 
 
 def test_a_catalogue_that_was_read_off_the_data_is_said_to_be_uncovered(tmp_path: Path) -> None:
@@ -427,3 +515,32 @@ def test_what_does_not_make_sense_ends_what_is_believed(ledger: Path) -> None:
 def test_the_list_of_points_and_the_fields_are_the_same() -> None:
     assert set(REQUIRED.values()) == set(POINTS)
     assert set(POINTS) <= {field.name for field in fields(AuditStatement)}
+
+
+def test_a_first_audit_of_single_copies_is_told_as_that_and_other_gaps_as_gaps(
+    ledger: Path,
+) -> None:
+    first = state([ledger], verification(unknown=["since", "copies"])).conclusion.reasons
+    assert any("first audit of these ledgers" in reason for reason in first)
+    assert not any("lack of records" in reason for reason in first)
+    more = state([ledger], verification(unknown=["since", "copies", "head"])).conclusion.reasons
+    assert any("lack of records (since 1, copies 1, head 1)" in reason for reason in more)
+
+
+def test_of_a_simulation_the_first_word_is_that_nobody_was_protected(tmp_path: Path) -> None:
+    simulated = state([write_platform(tmp_path / "a", seed=1)])
+    assert simulated.summary[0].text[0].startswith("Nobody: this was a simulation, ")
+    deployed = state([write_platform(tmp_path / "b")])
+    assert deployed.summary[0].text[0].startswith("Each single user of north")
+    assert any("if it ran the released software" in text for text in deployed.randomness.text)
+
+
+def test_platforms_with_the_same_promise_share_a_sentence(tmp_path: Path) -> None:
+    names = ("east", "north", "south")
+    ledgers = [write_platform(tmp_path / name, name) for name in names[:2]]
+    ledgers.append(
+        write_platform(tmp_path / "south", "south", requests=[sum_request("south", noise=9.0)])
+    )
+    text = state(ledgers).guarantee.text
+    assert text[0].startswith("east, north: epsilon 2.95 ")
+    assert text[1].startswith("south: epsilon ")
