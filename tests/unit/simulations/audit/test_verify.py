@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from common.privacy.account import Entry
     from common.privacy.mechanisms import SampledGaussian
+    from simulations.audit.findings import Finding
 
     Tamper = Callable[[Path], object]
 
@@ -227,7 +228,9 @@ def _again(kind: str, **changes: Any) -> Tamper:  # noqa: ANN401 - any JSON valu
 
 def _commit_first(entries: list[Entry]) -> list[Entry]:
     place = _first(entries, "commit")
-    entries[place - 1], entries[place] = entries[place], entries[place - 1]
+    first, second = entries[place - 1 : place + 1]
+    entries[place - 1] = replace(second, time=first.time)
+    entries[place] = replace(first, time=second.time)
     return entries
 
 
@@ -635,6 +638,67 @@ def test_a_spend_without_a_release_counts_and_is_no_failure(
         if (one.check, one.subject) == ("server-spends", "north")
     )
     assert "count all the same" in detail
+
+
+# --- What platform.toml says now ----------------------------------------------------------------
+
+
+def _configure(run: Path, old: str, new: str) -> Finding:
+    """Change north's platform.toml after the run; the finding on it."""
+    path = run / "platforms" / "north" / "platform.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return next(
+        one
+        for one in audited(run).findings
+        if (one.check, one.subject) == ("configuration", "north")
+    )
+
+
+def test_less_allowed_than_spent_is_told_and_is_no_failure(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = _configure(copy_of(runs["local"], tmp_path), "epsilon = 8.0", "epsilon = 1.0")
+    assert found.verdict == "unknown"
+    assert "allows epsilon 1 now" in found.detail
+    assert "spent of the granted 8" in found.detail
+
+
+def test_more_allowed_than_granted_is_fine_until_it_is_granted(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = _configure(copy_of(runs["local"], tmp_path), "epsilon = 8.0", "epsilon = 9.0")
+    assert found.verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("delta = 1e-05", "delta = 1e-03"),
+        ("epsilon = 8.0", "epsilon = 8.0\nperiod_days = 30"),
+    ],
+    ids=["delta", "period_days"],
+)
+def test_other_terms_than_granted_fail(
+    runs: dict[str, Path], tmp_path: Path, old: str, new: str
+) -> None:
+    found = _configure(copy_of(runs["local"], tmp_path), old, new)
+    assert found.verdict == "failed"
+    assert new.split()[-3] in found.detail
+
+
+def test_what_was_spent_in_a_period_that_is_over_does_not_count(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def renewed(entries: list[Entry]) -> list[Entry]:
+        old = [with_body(entries[0], period_days=1), *entries[1:]]
+        return [*old, replace(old[0], time="2099-01-01T00:00:00+00:00")]
+
+    run = copy_of(runs["local"], tmp_path)
+    rebuild(ledger_of(run), renewed)
+    found = _configure(run, "epsilon = 8.0", "epsilon = 1.0\nperiod_days = 1")
+    assert found.verdict == "ok"
 
 
 # --- Forks and ledgers that were rebuilt --------------------------------------------------------
