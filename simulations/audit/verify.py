@@ -13,6 +13,7 @@ The checks are in :mod:`simulations.audit.checks`. What cannot be told is ``unkn
 | a release is swapped | ``releases``, ``server-releases`` |
 | two ledgers are kept for one platform | ``copies``, ``server-releases``, ``since`` |
 | times are made up, to begin a period | ``server-times`` |
+| lines of the coordinator's journal are cut out | ``journal``, ``server-spends`` |
 | the coordinator reports something else | ``server-*``, ``federation-toml``, ``result`` |
 | the product's accountant is mistaken | ``price-dp-accounting``, ``price-opacus``, ``epsilon`` |
 
@@ -34,9 +35,10 @@ from simulations.audit.accountants import (
 )
 from simulations.audit.books import read_book
 from simulations.audit.checks.integrity import check_integrity
+from simulations.audit.checks.journal import check_journal
 from simulations.audit.checks.others import check_copies, check_result, check_since
 from simulations.audit.checks.requests import check_requests
-from simulations.audit.checks.server import check_against_server, check_journal, platforms_in
+from simulations.audit.checks.server import check_against_server, platforms_in
 from simulations.audit.checks.spending import (
     TOLERANCE,
     check_configuration,

@@ -16,6 +16,7 @@ from common.privacy.accounting import epsilon_spent
 from common.storage import sha256
 from simulations.audit import accountants
 from simulations.audit.checks.integrity import digest_after, recorded_file
+from simulations.audit.checks.journal import check_journal
 from simulations.audit.evidence import gather
 from simulations.audit.verify import verify
 from simulations.documents import write_document
@@ -564,6 +565,56 @@ def test_a_journal_full_of_nonsense_is_judged_and_not_believed(
     assert "server-releases" in failures(found, "north")
     write_document(tmp_path / "verify.json", found)
     assert "\x1b" not in "".join(one.subject + one.detail for one in found.findings)
+
+
+def _about(event: dict[str, Any], what: str) -> bool:
+    found = event.get("quantity", event.get("round"))
+    return str(found) == what or f"/{what}/" in str(event.get("request_id"))
+
+
+@pytest.mark.parametrize(
+    ("cut", "missing"),
+    [
+        (lambda e: e["event"] == "run-started", "its first line is not the start of the run"),
+        (
+            lambda e: e["event"] == "sum-started" and _about(e, "item-pairs"),
+            "item-pairs was answered, and never started",
+        ),
+        (lambda e: e["event"] == "round-started" and _about(e, "2"), "round 2 was answered"),
+        (
+            lambda e: e["event"] == "round-closed" and _about(e, "1"),
+            "round 1 was started, and never closed",
+        ),
+        (
+            lambda e: e["event"] == "round-closed" and _about(e, "2"),
+            "round 2 was never closed, and then handed over",
+        ),
+        (lambda e: _about(e, "1"), "round 1 is missing"),
+        (lambda e: _about(e, "2"), "round 2 is missing"),
+        (lambda e: _about(e, "item-pairs"), "item-pairs is missing"),
+        (lambda e: e["event"] == "handing-over", "the start of the hand-over is missing"),
+    ],
+)
+def test_lines_cut_out_of_the_journal_are_named(
+    runs: dict[str, Path], tmp_path: Path, cut: Callable[[dict[str, Any]], bool], missing: str
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    change_journal(run, lambda event: None if cut(event) else event)
+    server = gather([], [run]).servers[0]
+    (found,) = check_journal(server)
+    assert found.verdict == "failed"
+    assert missing in found.detail
+
+
+def test_a_charge_without_a_question_is_not_blamed_on_the_platform(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    change_journal(run, lambda event: None if _about(event, "1") else event)
+    found = audited(run)
+    details = [one.detail for one in found.failed if one.check == "server-spends"]
+    assert len(details) == 3
+    assert all("it is incomplete, or it was never asked" in detail for detail in details)
 
 
 def test_a_round_that_closed_with_more_than_came_is_a_finding(
