@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from common.errors import StateError
 from common.storage import FOR_ALL, write_durably
@@ -44,8 +44,20 @@ def read_document(path: Path, schema: type[T], version: int) -> T:
         found = document.get("schema_version") if isinstance(document, dict) else None
         if found == version:
             return TypeAdapter(schema).validate_json(json.dumps(document))
+    except FileNotFoundError as error:
+        raise StateError(f"{path}: there is no such file.") from error
     except (OSError, ValueError) as error:
-        msg = f"{path}: cannot be read as {schema.__name__}: {error}. Make it again."
+        msg = f"{path}: cannot be read as {schema.__name__}: {_short(error)}. Make it again."
         raise StateError(msg) from error
     msg = f"{path}: schema version {found}, expected {version}. Make it again."
     raise StateError(msg)
+
+
+def _short(error: Exception) -> str:
+    """Its cause in one line: of many mistakes in a document the first."""
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"no strict JSON ({error})"

@@ -101,6 +101,8 @@ class Book:
     """Entry, request, SHA-256 and survivors of each confirmed list."""
     problems: tuple[str, ...]
     """Entries that cannot be understood; they are in none of the above."""
+    period: int
+    """Periods before that of the last grant."""
 
     @property
     def releases(self) -> dict[str, str]:
@@ -131,6 +133,7 @@ def read_book(entries: Iterable[Entry]) -> Book:
         commits=tuple(reader.commits),
         confirmed=tuple(reader.confirmed),
         problems=tuple(problems),
+        period=reader.period,
     )
 
 
@@ -142,7 +145,7 @@ class _Reader:
         self.reserved: list[Reserved] = []
         self.commits: list[tuple[int, str, str]] = []
         self.confirmed: list[tuple[int, str, str, tuple[str, ...]]] = []
-        self._period, self._ends = 0, math.inf
+        self.period, self._ends = 0, math.inf
 
     def read(self, entry: Entry) -> None:
         """Take ``entry``.
@@ -158,7 +161,7 @@ class _Reader:
         elif entry.kind == "reserve":
             grant = self.grants[-1] if self.grants else None
             is_late = now >= self._ends
-            self.reserved.append(_reserve(entry, body, grant, self._period, is_late=is_late))
+            self.reserved.append(_reserve(entry, body, grant, self.period, is_late=is_late))
         elif entry.kind == "commit":
             _require(body, {"sha256"})
             self.commits.append((entry.sequence, entry.request_id, _digest(body["sha256"])))
@@ -178,7 +181,7 @@ class _Reader:
         """Within a period a grant moves the ceiling; after its end it begins a new one."""
         is_new = not self.grants or now >= self._ends
         if is_new:
-            self._period += bool(self.grants)
+            self.period += bool(self.grants)
             days = grant.period_days
             self._ends = math.inf if days is None else now + timedelta(days).total_seconds()
         before = None if is_new else self.grants[-1]

@@ -94,7 +94,8 @@ def verify(
             try:
                 earlier = read_document(since, Verification, SCHEMA_VERSION)
             except StateError as error:
-                raise ConfigError(f"--since: {error}") from error
+                msg = f"--since: not a {VERIFY_FILE} of this version: {error}"
+                raise ConfigError(msg) from error
         evidence = gather(ledger or [], runs or [])
         found = verify_all(
             evidence, earlier, progress=lambda what: status.update(f"Checking {what}...")
@@ -113,6 +114,12 @@ def verify(
     console.print(summary(found), highlight=False)
     if out is not None:
         console.print(f"Verification: {out / VERIFY_FILE}", soft_wrap=True, highlight=False)
+    else:
+        console.print(
+            f"Keep the result for the next audit: --out FOLDER, then --since FOLDER/{VERIFY_FILE}",
+            soft_wrap=True,
+            highlight=False,
+        )
     for one in found.failed:
         line = f"failed: {one.check} ({one.subject}): {one.detail}"
         console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)

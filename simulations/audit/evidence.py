@@ -133,6 +133,8 @@ class _Found:
 
 
 def _gather_ledger(place: Path, found: _Found) -> None:
+    if (place / "platform.toml").is_file():
+        place = place / "platform.toml"
     if place.suffix == ".toml":
         named = load_config(place, PlatformConfig)
         config: PlatformConfig | None = named
@@ -149,7 +151,20 @@ def _gather_ledger(place: Path, found: _Found) -> None:
             "ledger.sqlite; the platform's first release makes one."
         )
         raise ConfigError(msg)
+    if path.is_file() and path.name != LEDGER_FILE and not _has_header(path):
+        msg = (
+            f"{path}: is no ledger. Name a platform.toml, the folder that holds it, a state folder "
+            "or a ledger.sqlite."
+        )
+        raise ConfigError(msg)
     found.ledgers[path.resolve()] = _read_ledger(path, config)
+
+
+def _has_header(path: Path) -> bool:
+    """Whether it begins as every SQLite file does."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+    return True  # what cannot be read is a finding
 
 
 def _config_beside(path: Path) -> PlatformConfig | None:
@@ -163,6 +178,8 @@ def _config_beside(path: Path) -> PlatformConfig | None:
 
 
 def _gather_run(place: Path, found: _Found) -> None:
+    if (place / "federation.toml").is_file() and not (place / "platforms").is_dir():
+        place = place / "federation.toml"
     if place.suffix == ".toml":
         config = load_config(place, FederationConfig)
         state = config.state.folder

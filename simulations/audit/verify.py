@@ -9,9 +9,11 @@ The checks are in :mod:`simulations.audit.checks`. What cannot be told is ``unkn
 ``requests`` and ``mechanisms`` for another noise |
 | noise or epsilon are made up | ``mechanisms``, ``epsilon``, ``server-mechanisms`` |
 | more is spent than was granted, or another way | ``budget``, ``sampler``, ``once`` |
+| the configuration is not what was granted | ``configuration`` |
 | a release is swapped | ``releases``, ``server-releases`` |
 | two ledgers are kept for one platform | ``copies``, ``server-releases``, ``since`` |
 | times are made up, to begin a period | ``server-times`` |
+| lines of the coordinator's journal are cut out | ``journal``, ``server-spends`` |
 | the coordinator reports something else | ``server-*``, ``federation-toml``, ``result`` |
 | the product's accountant is mistaken | ``price-dp-accounting``, ``price-opacus``, ``epsilon`` |
 
@@ -33,10 +35,17 @@ from simulations.audit.accountants import (
 )
 from simulations.audit.books import read_book
 from simulations.audit.checks.integrity import check_integrity
+from simulations.audit.checks.journal import check_journal
 from simulations.audit.checks.others import check_copies, check_result, check_since
 from simulations.audit.checks.requests import check_requests
-from simulations.audit.checks.server import check_against_server, check_journal, platforms_in
-from simulations.audit.checks.spending import TOLERANCE, check_spending, is_less, together
+from simulations.audit.checks.server import check_against_server, platforms_in
+from simulations.audit.checks.spending import (
+    TOLERANCE,
+    check_configuration,
+    check_spending,
+    is_less,
+    together,
+)
 from simulations.audit.findings import Finding, Head, Prices, Verification, finding
 from simulations.result import finite_or_none
 
@@ -121,6 +130,7 @@ def _of_one_ledger(ledger: LedgerEvidence, book: Book, product: Product) -> list
         *check_integrity(ledger, book),
         *check_requests(name, book),
         *check_spending(name, book, product),
+        check_configuration(name, book, ledger.config, product),
     ]
 
 

@@ -24,28 +24,6 @@ _CLOCKS_DIFFER = 86_400.0
 """Seconds; by more than that times were made up."""
 
 
-def check_journal(server: ServerEvidence) -> list[Finding]:
-    """Whether it can be read, and whether what it closed is what it was answered."""
-    wrong, released = list(server.problems), set[str]()
-    for event in server.events:
-        kind = event["event"]
-        if kind in ("sum-started", "round-started"):
-            released = set()
-        elif kind in ("sum-reply", "reply") and event.get("outcome") == "released":
-            released.add(str(event.get("platform")))
-        elif kind in ("sum-closed", "round-closed") and event.get("releases") != len(released):
-            wrong.append(
-                f"{_closed(event)}: closed with {event.get('releases')} releases, and "
-                f"{len(released)} platforms had answered with one"
-            )
-    ok = f"{len(server.events)} events; each sum and round closed with the releases that came."
-    return [finding("journal", f"run {server.run_id}", wrong, ok=ok)]
-
-
-def _closed(event: Mapping[str, Any]) -> str:
-    return str(event.get("quantity", f"round {event.get('round')}"))
-
-
 def check_against_server(
     ledger: LedgerEvidence, book: Book, server: ServerEvidence
 ) -> list[Finding]:
@@ -215,7 +193,8 @@ def _server_spends(name: str, book: Book, run: str, events: Sequence[Mapping[str
     }
     spends = [one.request_id for one in book.spends_of(run)]
     wrong = [
-        f"{request} was charged, and the coordinator never asked for it"
+        f"{request} was charged, and the journal does not hold the question: it is incomplete, or "
+        "it was never asked"
         for request in spends
         if request not in asked
     ]

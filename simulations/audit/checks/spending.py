@@ -15,6 +15,7 @@ from simulations.audit.findings import Finding, finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from client.config import PlatformConfig
     from common.privacy.accounting import AccountantName
     from simulations.audit.books import Book, Reserved
 
@@ -105,6 +106,40 @@ def _budget(name: str, book: Book, product: Product) -> Finding:
         ok=f"every spend lies within its grant ({len(book.grants)} granted).",
         unknown="spends of the oldest version came before any grant." if without else "",
     )
+
+
+def check_configuration(
+    name: str, book: Book, config: PlatformConfig | None, product: Product
+) -> Finding:
+    """What ``platform.toml`` says now against the grant in force; epsilon may be lower there."""
+    wrong, unknown, ok = list[str](), "", "nothing was granted yet."
+    if config is None:
+        unknown = "its platform.toml is not there."
+    elif book.grants:
+        grant, now = book.grants[-1], config.privacy
+        wrong = [
+            f"platform.toml says {key} {_or_life(found)} now, granted was {_or_life(granted)}"
+            for key, found, granted in (
+                ("delta", now.delta, grant.delta),
+                ("unit", now.unit, grant.unit),
+                ("period_days", now.period_days, grant.period_days),
+            )
+            if found != granted
+        ]
+        spends = together(one for one in book.reserved if one.period == book.period)
+        spent = product(spends, grant.delta, "prv") if spends else 0.0
+        if now.epsilon < grant.epsilon and spent > now.epsilon * (1 + TOLERANCE):
+            unknown = (
+                f"platform.toml allows epsilon {now.epsilon:g} now, and {spent:.3f} is spent of "
+                f"the granted {grant.epsilon:g}: nothing more is released; when it was lowered "
+                "the ledger does not say."
+            )
+        ok = f"platform.toml allows epsilon {now.epsilon:g}; the rest is as granted."
+    return finding("configuration", name, wrong, ok=ok, unknown=unknown)
+
+
+def _or_life(value: object) -> str:
+    return "none (for life)" if value is None else f"{value}"
 
 
 def _sampler(name: str, book: Book) -> Finding:

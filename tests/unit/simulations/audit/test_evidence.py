@@ -81,12 +81,13 @@ def test_files_that_were_copied_without_what_they_name_are_read_where_they_are(r
     "place",
     [
         lambda run: run / "platforms" / "north" / "platform.toml",
+        lambda run: run / "platforms" / "north",
         lambda run: ledger_of(run).parent,
         ledger_of,
     ],
-    ids=["platform.toml", "state", "ledger.sqlite"],
+    ids=["platform.toml", "its folder", "state", "ledger.sqlite"],
 )
-def test_a_ledger_is_named_in_three_ways(finished: Path, place: Callable[[Path], Path]) -> None:
+def test_a_ledger_is_named_in_four_ways(finished: Path, place: Callable[[Path], Path]) -> None:
     (ledger,) = gather([place(finished)], []).ledgers
     assert ledger.platform == "north"
     assert ledger.config is not None
@@ -136,6 +137,11 @@ def test_a_folder_with_a_journal_is_a_run(run: Path) -> None:
     found = gather([], [journal_of(run).parent])
     assert found.ledgers == ()
     assert found.servers[0].config is None
+
+
+def test_a_federations_folder_is_a_run(run: Path) -> None:
+    shutil.rmtree(run / "platforms")
+    assert gather([], [run]).servers[0].config is not None
 
 
 # --- What is wrong with it ------------------------------------------------------------------------
@@ -192,6 +198,12 @@ def test_a_text_file_is_no_ledger(tmp_path: Path) -> None:
     path.write_text("entries: none\n" * 100)
     (ledger,) = gather([path], []).ledgers
     assert "cannot be read as a ledger" in ledger.problems[0]
+
+
+def test_a_file_that_never_was_a_ledger_is_a_wrong_question(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# Shops\n")
+    with pytest.raises(ConfigError, match=r"README\.md: is no ledger\. Name a platform\.toml"):
+        gather([tmp_path / "README.md"], [])
 
 
 def test_a_table_of_other_columns_is_no_ledger(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from common.privacy.accounting import epsilon_spent
 from common.storage import sha256
 from simulations.audit import accountants
 from simulations.audit.checks.integrity import digest_after, recorded_file
+from simulations.audit.checks.journal import check_journal
 from simulations.audit.evidence import gather
 from simulations.audit.verify import verify
 from simulations.documents import write_document
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from common.privacy.account import Entry
     from common.privacy.mechanisms import SampledGaussian
+    from simulations.audit.findings import Finding
 
     Tamper = Callable[[Path], object]
 
@@ -227,7 +229,9 @@ def _again(kind: str, **changes: Any) -> Tamper:  # noqa: ANN401 - any JSON valu
 
 def _commit_first(entries: list[Entry]) -> list[Entry]:
     place = _first(entries, "commit")
-    entries[place - 1], entries[place] = entries[place], entries[place - 1]
+    first, second = entries[place - 1 : place + 1]
+    entries[place - 1] = replace(second, time=first.time)
+    entries[place] = replace(first, time=second.time)
     return entries
 
 
@@ -563,6 +567,56 @@ def test_a_journal_full_of_nonsense_is_judged_and_not_believed(
     assert "\x1b" not in "".join(one.subject + one.detail for one in found.findings)
 
 
+def _about(event: dict[str, Any], what: str) -> bool:
+    found = event.get("quantity", event.get("round"))
+    return str(found) == what or f"/{what}/" in str(event.get("request_id"))
+
+
+@pytest.mark.parametrize(
+    ("cut", "missing"),
+    [
+        (lambda e: e["event"] == "run-started", "its first line is not the start of the run"),
+        (
+            lambda e: e["event"] == "sum-started" and _about(e, "item-pairs"),
+            "item-pairs was answered, and never started",
+        ),
+        (lambda e: e["event"] == "round-started" and _about(e, "2"), "round 2 was answered"),
+        (
+            lambda e: e["event"] == "round-closed" and _about(e, "1"),
+            "round 1 was started, and never closed",
+        ),
+        (
+            lambda e: e["event"] == "round-closed" and _about(e, "2"),
+            "round 2 was never closed, and then handed over",
+        ),
+        (lambda e: _about(e, "1"), "round 1 is missing"),
+        (lambda e: _about(e, "2"), "round 2 is missing"),
+        (lambda e: _about(e, "item-pairs"), "item-pairs is missing"),
+        (lambda e: e["event"] == "handing-over", "the start of the hand-over is missing"),
+    ],
+)
+def test_lines_cut_out_of_the_journal_are_named(
+    runs: dict[str, Path], tmp_path: Path, cut: Callable[[dict[str, Any]], bool], missing: str
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    change_journal(run, lambda event: None if cut(event) else event)
+    server = gather([], [run]).servers[0]
+    (found,) = check_journal(server)
+    assert found.verdict == "failed"
+    assert missing in found.detail
+
+
+def test_a_charge_without_a_question_is_not_blamed_on_the_platform(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copy_of(runs["local"], tmp_path)
+    change_journal(run, lambda event: None if _about(event, "1") else event)
+    found = audited(run)
+    details = [one.detail for one in found.failed if one.check == "server-spends"]
+    assert len(details) == 3
+    assert all("it is incomplete, or it was never asked" in detail for detail in details)
+
+
 def test_a_round_that_closed_with_more_than_came_is_a_finding(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -635,6 +689,67 @@ def test_a_spend_without_a_release_counts_and_is_no_failure(
         if (one.check, one.subject) == ("server-spends", "north")
     )
     assert "count all the same" in detail
+
+
+# --- What platform.toml says now ----------------------------------------------------------------
+
+
+def _configure(run: Path, old: str, new: str) -> Finding:
+    """Change north's platform.toml after the run; the finding on it."""
+    path = run / "platforms" / "north" / "platform.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return next(
+        one
+        for one in audited(run).findings
+        if (one.check, one.subject) == ("configuration", "north")
+    )
+
+
+def test_less_allowed_than_spent_is_told_and_is_no_failure(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = _configure(copy_of(runs["local"], tmp_path), "epsilon = 8.0", "epsilon = 1.0")
+    assert found.verdict == "unknown"
+    assert "allows epsilon 1 now" in found.detail
+    assert "spent of the granted 8" in found.detail
+
+
+def test_more_allowed_than_granted_is_fine_until_it_is_granted(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = _configure(copy_of(runs["local"], tmp_path), "epsilon = 8.0", "epsilon = 9.0")
+    assert found.verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("delta = 1e-05", "delta = 1e-03"),
+        ("epsilon = 8.0", "epsilon = 8.0\nperiod_days = 30"),
+    ],
+    ids=["delta", "period_days"],
+)
+def test_other_terms_than_granted_fail(
+    runs: dict[str, Path], tmp_path: Path, old: str, new: str
+) -> None:
+    found = _configure(copy_of(runs["local"], tmp_path), old, new)
+    assert found.verdict == "failed"
+    assert new.split()[-3] in found.detail
+
+
+def test_what_was_spent_in_a_period_that_is_over_does_not_count(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def renewed(entries: list[Entry]) -> list[Entry]:
+        old = [with_body(entries[0], period_days=1), *entries[1:]]
+        return [*old, replace(old[0], time="2099-01-01T00:00:00+00:00")]
+
+    run = copy_of(runs["local"], tmp_path)
+    rebuild(ledger_of(run), renewed)
+    found = _configure(run, "epsilon = 8.0", "epsilon = 1.0\nperiod_days = 1")
+    assert found.verdict == "ok"
 
 
 # --- Forks and ledgers that were rebuilt --------------------------------------------------------

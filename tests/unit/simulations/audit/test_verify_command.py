@@ -94,7 +94,7 @@ def test_a_later_audit_is_held_against_an_earlier_one(
         ([], "there is nothing to audit"),
         (["--runs", "nowhere"], "nowhere: is no run"),
         (["--ledger", "nowhere"], "nowhere: there is no ledger"),
-        (["--runs", "nowhere", "--since", "verify.json"], "--since: verify.json"),
+        (["--runs", "nowhere", "--since", "verify.json"], "--since: not a verify.json"),
         (["--nonsense"], "No such option"),
     ],
 )
@@ -103,6 +103,19 @@ def test_what_is_asked_in_a_wrong_way_leaves_with_2(
 ) -> None:
     assert crossrec(*words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_wrong_earlier_audit_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "verify.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "a": 1}))
+    assert crossrec("--runs", "nowhere", "--since", tmp_path / "verify.json") == 2
+    told = capsys.readouterr().err.strip()
+    assert "not a verify.json of this version" in told
+    assert len(told.splitlines()) == 1
+    assert "pydantic" not in told
+    assert crossrec("--runs", "nowhere", "--since", tmp_path / "gone.json") == 2
+    assert "there is no such file" in capsys.readouterr().err
 
 
 def test_the_help_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:
