@@ -196,7 +196,8 @@ def _attacked(lower_bound: LowerBoundPoint) -> tuple[str, ...]:
     text = []
     if not lower_bound.is_of_these_runs:
         text.append(lower_bound.text[0])
-    best = max(attack.audits, key=proved)
+    # Of those on what is promised, if there is one: other units are promised something else.
+    best = max(attack.audits, key=lambda audit: (audit.unit == "user", proved(audit)))
     text.append(
         f"{len(attack.audits)} kinds of attacks were tried. The best was by "
         f"{ADVERSARIES[best.adversary]}, who had to find out of each of {best.num_canaries:,} "
