@@ -169,6 +169,7 @@ def test_every_platform_is_measured_in_the_full_federation(shops: Path, tmp_path
     assert gain["stderr_seeds"] is None
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(
     shops: Path, tmp_path: Path, little_tuning: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,7 @@ def test_gradients_tell_who_is_in_where_there_is_next_to_no_noise(
     assert fit.shape == (canaries.number,)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "neumf"])
+@pytest.mark.parametrize("kind", [pytest.param("mlp", marks=pytest.mark.slow), "neumf"])
 def test_sampled_rounds_of_several_steps_and_towers_are_scored(
     marketplace: Marketplace,
     tmp_path: Path,

@@ -90,6 +90,7 @@ def test_every_unit_is_attacked_and_the_folder_is_left_empty(
     assert read_document(tmp_path / "attack.json", AttackResult, SCHEMA_VERSION) == result
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(marketplace: Marketplace, tmp_path: Path) -> None:
     less = replace(LITTLE, runs=0, platforms=8, users=60)
     first, second = (attack(marketplace, tmp_path / name, less)[0] for name in "ab")
